@@ -1,0 +1,77 @@
+"""What a minibatch is: every field a prior, guide, likelihood or penalty may read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Cells on their way through the model; B cells, G genes, T treatments, K covariates.
+
+    Parameters
+    ----------
+    counts
+        Shape (B, G), float32: molecules per cell and gene (or intensities, for a Normal likelihood).
+    library
+        Shape (B,), float32: the size factor in molecules; by default a cell's total count.
+    treatment
+        Shape (B, T), float32: dose-weighted multi-hot rows; a control cell is all zeros.
+    treatment_id
+        Shape (B,), int64: the cell's treatment group (label and dose); 0 is the control and
+        -1 a combination that the training data did not hold.
+    dose
+        Shape (B,), float32: summed dose of the cell's treatments; 0 for a control cell.
+    covariates
+        Shape (B, K), int64: one level code per covariate.
+    covariate_id
+        Shape (B,), int64: code of the joint covariate combination; -1 if it was never seen.
+    batch
+        Shape (B,), int64: code of the technical batch; 0 where the schema names none.
+    index
+        Shape (B,), int64: each cell's position among the ``n_cells``.
+    n_cells
+        Size of the population the minibatch stands for; the cell plate is scaled to it.
+    """
+
+    counts: Tensor
+    library: Tensor
+    treatment: Tensor
+    treatment_id: Tensor
+    dose: Tensor
+    covariates: Tensor
+    covariate_id: Tensor
+    batch: Tensor
+    index: Tensor
+    n_cells: int
+
+    def __len__(self) -> int:
+        """Return the number of cells, B."""
+        return self.counts.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors live."""
+        return self.counts.device
+
+    def _map(self, function: Any) -> Batch:
+        tensors = {f.name: function(getattr(self, f.name)) for f in fields(self) if f.name != "n_cells"}
+        return Batch(**tensors, n_cells=self.n_cells)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch with every tensor on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def rows(self, rows: Tensor) -> Batch:
+        """Return the chosen rows (a boolean mask or positions, shape (B',)) as a batch."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def replace(self, **changes: Any) -> Batch:
+        """Return a copy with some fields replaced."""
+        return replace(self, **changes)

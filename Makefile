@@ -1,0 +1,68 @@
+# Every target makes the .venv it needs; `make` alone lists them.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+
+# The first interpreter that is new enough and can make a virtual environment; 3.11 first, as constraints.txt is pinned on it.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	command -v $$p >/dev/null 2>&1 \
+	&& $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& { echo $$p; break; }; done)
+
+# Where torch's small CPU wheels are; for CUDA, e.g. https://download.pytorch.org/whl/cu130
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+# One process a core and one thread a process: many small tensors gain nothing from more.
+WORKERS ?= auto
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15 --durations-min 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint types format benchmark clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.venv: $(STAMP) ## Set up .venv, or bring it up to date with pyproject.toml and constraints.txt
+
+# torch goes first and alone: its own index is asked for nothing else, and a machine that cannot reach it takes the
+# wheel that pip finds elsewhere.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python >= 3.11 with venv was not found: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo "Setting up $(VENV) with $(PYTHON): a minute or two"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 \
+		--extra-index-url $(TORCH_INDEX) --no-deps --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## Fit FCR on the bundled Kang PBMC data; the results land in runs/demo
+	$(BIN)/pyro-fcr demo --out runs/demo
+
+test: lint types ## Lint, types, every test and every tutorial
+	$(PYTEST)
+
+test-fast: $(STAMP) ## The tests without the slow ones: under five minutes on two cores
+	$(PYTEST) -m "not slow"
+
+lint: $(STAMP) ## Check format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP) ## Check the package's types
+	$(BIN)/mypy
+
+format: $(STAMP) ## Rewrite the sources in the house style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmark: $(STAMP) ## Run every script in benchmarks/; takes long
+	@for script in benchmarks/[a-z]*.py; do \
+		test -e "$$script" || { echo "no scripts in benchmarks/"; break; }; \
+		echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
+	done
+
+clean: ## Remove caches and builds; .venv and runs/ stay
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	find pyro_fcr tests benchmarks tutorials -name __pycache__ -type d -prune -exec rm -rf {} +

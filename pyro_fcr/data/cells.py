@@ -1,0 +1,166 @@
+"""An encoded data set: one row per cell, ready to be cut into minibatches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+
+from pyro_fcr.data.batch import Batch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pyro_fcr.data.design import Design
+
+__all__ = ["Cells"]
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """N encoded cells; made by :meth:`Design.encode`, changed by :meth:`Design.do`.
+
+    Treatments repeat, so each distinct row is kept once: cell n has row
+    ``treatment_rows[treatment_row[n]]``. The other fields are those of :class:`Batch`.
+
+    Parameters
+    ----------
+    design
+        What the codes mean.
+    names
+        Shape (N,), object: the cells' names.
+    counts
+        Shape (N, G), float32: csr_matrix or array.
+    library
+        Shape (N,), float32.
+    treatment_rows
+        Shape (R, T), float32: the distinct dose-weighted treatments.
+    treatment_row
+        Shape (N,), int64: which of them a cell has.
+    treatment_id
+        Shape (N,), int64: treatment group; 0 is the control, -1 unseen in training or unknown.
+    covariates
+        Shape (N, K), int64.
+    covariate_id
+        Shape (N,), int64: joint covariate combination; -1 unseen in training or unknown.
+    batch_id
+        Shape (N,), int64: technical batch.
+    unknown
+        The schema's columns that the data did not have; their codes mean nothing.
+    """
+
+    design: Design
+    names: NDArray[np.object_]
+    counts: Any
+    library: NDArray[np.float32]
+    treatment_rows: NDArray[np.float32]
+    treatment_row: NDArray[np.int64]
+    treatment_id: NDArray[np.int64]
+    covariates: NDArray[np.int64]
+    covariate_id: NDArray[np.int64]
+    batch_id: NDArray[np.int64]
+    unknown: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        """Return the number of cells, N."""
+        return len(self.names)
+
+    @property
+    def n_cells(self) -> int:
+        """The number of cells, N."""
+        return len(self.names)
+
+    @property
+    def treatment(self) -> NDArray[np.float32]:
+        """Shape (N, T), float32: dose-weighted multi-hot rows; control cells are all zeros."""
+        return self.treatment_rows[self.treatment_row]
+
+    @property
+    def dose(self) -> NDArray[np.float32]:
+        """Shape (N,), float32: summed dose; 0 for control cells."""
+        return self.treatment_rows.sum(axis=1)[self.treatment_row]
+
+    def batch(self, rows: Any = slice(None), *, n_cells: int | None = None) -> Batch:
+        """Densify the chosen cells into a minibatch of tensors.
+
+        Parameters
+        ----------
+        rows
+            Positions, a boolean mask, or a slice.
+        n_cells
+            Size of the population that the minibatch stands for; all N by default.
+        """
+        index = self._positions(rows)
+        # A slice is several times cheaper to read than the positions it stands for.
+        picked = self.counts[rows if isinstance(rows, slice) else index]
+        dense = picked.toarray() if sparse.issparse(picked) else np.array(picked)
+        treatment = self.treatment_rows[self.treatment_row[index]]
+        return Batch(
+            counts=torch.from_numpy(dense),
+            library=torch.from_numpy(self.library[index]),
+            treatment=torch.from_numpy(treatment),
+            treatment_id=torch.from_numpy(self.treatment_id[index]),
+            dose=torch.from_numpy(treatment.sum(axis=1)),
+            covariates=torch.from_numpy(self.covariates[index]),
+            covariate_id=torch.from_numpy(self.covariate_id[index]),
+            batch=torch.from_numpy(self.batch_id[index]),
+            index=torch.from_numpy(index),
+            n_cells=len(self) if n_cells is None else n_cells,
+        )
+
+    def subset(self, rows: Any) -> Cells:
+        """Return the chosen cells (positions, a boolean mask, or a slice) as a data set."""
+        index = self._positions(rows)
+        return replace(
+            self,
+            names=self.names[index],
+            counts=self.counts[index],
+            library=self.library[index],
+            treatment_row=self.treatment_row[index],
+            treatment_id=self.treatment_id[index],
+            covariates=self.covariates[index],
+            covariate_id=self.covariate_id[index],
+            batch_id=self.batch_id[index],
+        )
+
+    def obs(self) -> pd.DataFrame:
+        """Return the labels behind the codes, under the schema's column names.
+
+        Columns that the data did not have are left out. A treatment's label has its parts in
+        sorted order; the dose column holds one number, or one per part joined by the separator.
+        """
+        design, schema = self.design, self.design.schema
+        columns: dict[str, Any] = {}
+        if schema.treatment is not None and schema.treatment not in self.unknown:
+            named = [design.label(row) for row in self.treatment_rows]
+            texts = np.asarray([label for label, _ in named], dtype=object)
+            columns[schema.treatment] = pd.Categorical(texts[self.treatment_row])
+            if schema.dose is not None:
+                doses = np.asarray([dose for _, dose in named], dtype=object)
+                # One combination among the treatments makes the whole column text.
+                single = all(isinstance(dose, float) for dose in doses)
+                doses = doses.astype(np.float64) if single else doses.astype(str).astype(object)
+                columns[schema.dose] = doses[self.treatment_row]
+        for k, (name, levels) in enumerate(design.covariates.items()):
+            if name not in self.unknown:
+                columns[name] = pd.Categorical.from_codes(self.covariates[:, k], list(levels))
+        if schema.batch is not None and schema.batch not in {*columns, *self.unknown}:
+            columns[schema.batch] = pd.Categorical.from_codes(self.batch_id, list(design.batches))
+        return pd.DataFrame(columns, index=pd.Index(self.names))
+
+    def _positions(self, rows: Any) -> NDArray[np.int64]:
+        if isinstance(rows, slice):
+            return np.arange(len(self), dtype=np.int64)[rows]
+        if isinstance(rows, torch.Tensor):
+            rows = rows.cpu().numpy()
+        chosen = np.asarray(rows)
+        if chosen.dtype == bool:
+            if chosen.shape != (len(self),):
+                raise IndexError(f"a mask of shape {chosen.shape} for {len(self)} cells")
+            return np.flatnonzero(chosen)
+        chosen = chosen.astype(np.int64).reshape(-1)
+        return np.where(chosen < 0, chosen + len(self), chosen)

@@ -1,0 +1,885 @@
+"""What was learnt from the training AnnData: how labels become codes, and back."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from pyro_fcr.data import checks
+from pyro_fcr.data.cells import Cells
+from pyro_fcr.data.schema import Schema
+from pyro_fcr.errors import (
+    DesignError,
+    DesignWarning,
+    LoadError,
+    SchemaError,
+    sentence,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+__all__ = ["Design"]
+
+Key = tuple[tuple[str, float], ...]
+"""A treatment in canonical form: its parts in sorted order, each with its dose; () is control."""
+
+FEW_CELLS = 5
+"""A condition with fewer cells than this draws a warning."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """The codes of an experiment, learnt once and saved with the model.
+
+    Parameters
+    ----------
+    schema
+        What the user said.
+    genes
+        The model's genes in order, G.
+    treatments
+        Single treatments in column order, T; the control is none of them.
+    treatment_keys
+        Treatment groups, each as sorted (part, dose) pairs; group 0 is the control, ``()``.
+    covariates
+        Levels of each covariate, sorted as strings.
+    covariate_levels
+        Observed joint combinations of covariate levels, sorted.
+    batches
+        Technical batches, sorted; empty where the schema names none.
+    condition_counts
+        (treatment group, joint covariate, number of cells) of every condition that was observed.
+    require_counts
+        Whether the values are molecules.
+
+    Examples
+    --------
+    >>> import anndata, numpy, pandas
+    >>> obs = pandas.DataFrame({"drug": ["none"] * 5 + ["A"] * 5}, index=list("abcdefghij"))
+    >>> adata = anndata.AnnData(numpy.ones((10, 3), "float32"), obs=obs)
+    >>> design = Design.fit(adata, Schema(treatment="drug", control="none"))
+    >>> design.treatments, design.treatment_levels
+    (('A',), ('none', 'A'))
+    """
+
+    schema: Schema
+    genes: tuple[str, ...]
+    treatments: tuple[str, ...]
+    treatment_keys: tuple[Key, ...]
+    covariates: Mapping[str, tuple[str, ...]]
+    covariate_levels: tuple[tuple[str, ...], ...]
+    batches: tuple[str, ...]
+    condition_counts: tuple[tuple[int, int, int], ...]
+    require_counts: bool = True
+
+    # ---- learning it ---------------------------------------------------------------------
+
+    @classmethod
+    def fit(cls, adata: AnnData, schema: Schema, *, require_counts: bool = True) -> Design:
+        """Learn the codes from the training data and check that a model can be trained on them.
+
+        Parameters
+        ----------
+        adata
+            Training data; it is only read.
+        schema
+            Which column is what.
+        require_counts
+            Refuse what is not a whole number of molecules; False for intensities.
+
+        Raises
+        ------
+        SchemaError
+            If a column, layer or the control is missing, a label or dose cannot be read, or
+            cell names repeat.
+        GeneError
+            If gene names repeat.
+        CountsError
+            If a count is not one, or a cell is empty.
+        DesignError
+            If every cell has the same treatment.
+        """
+        names = checks.cell_names(adata)
+        genes, columns = checks.gene_columns(adata)
+        keys, key_of_cell = _read_treatments(adata.obs, schema)
+        parts = {part for key in keys for part, _ in key}
+        if schema.treatment is not None:
+            _check_treatments(keys, schema, adata.obs)
+        groups: list[Key] = [(), *sorted(key for key in set(keys) if key)]
+        codes, covariates = [], {}
+        for name in schema.covariates:
+            code, levels = checks.labels(adata.obs, name, role="covariate")
+            codes.append(code)
+            covariates[name] = tuple(levels)
+        joint, joint_of_cell = _joint_levels(codes, len(names))
+        batches: Sequence[str] = ()
+        if schema.batch is not None:
+            batches = checks.labels(adata.obs, schema.batch, role="batch")[1]
+        group_of = {key: group for group, key in enumerate(groups)}
+        group_of_key = np.asarray([group_of[key] for key in keys], dtype=np.int64)
+        pairs = Counter(
+            zip(group_of_key[key_of_cell].tolist(), joint_of_cell.tolist(), strict=True)
+        )
+        design = cls(
+            schema=schema,
+            genes=genes,
+            treatments=tuple(sorted(parts)),
+            treatment_keys=tuple(groups),
+            covariates=covariates,
+            covariate_levels=tuple(
+                tuple(levels[code] for levels, code in zip(covariates.values(), row, strict=True))
+                for row in joint.tolist()
+            ),
+            batches=tuple(batches),
+            condition_counts=tuple((t, x, n) for (t, x), n in sorted(pairs.items())),
+            require_counts=require_counts,
+        )
+        design._check_values(adata, names, columns)
+        design._warn_weaknesses()
+        return design
+
+    def _check_values(
+        self, adata: AnnData, names: NDArray[np.object_], columns: NDArray[np.int64]
+    ) -> None:
+        schema = self.schema
+        if schema.size_factor is not None:
+            checks.size_factors(adata.obs, schema.size_factor)
+        per_cell = np.zeros(len(names))
+        per_gene = np.zeros(len(columns))
+        for rows, block in checks.blocks(
+            adata, schema.counts, columns, require_counts=self.require_counts
+        ):
+            per_cell[rows] = _total(block, axis=1)
+            per_gene += _total(block, axis=0)
+        if not self.require_counts:
+            return
+        where = checks.count_matrix_name(schema.counts)
+        checks.nonempty(per_cell, names, where=where)
+        silent = [gene for gene, total in zip(self.genes, per_gene, strict=True) if total == 0]
+        if silent:
+            _warn(
+                sentence(
+                    f"{len(silent)} genes have no count in any cell"
+                    if len(silent) > 1
+                    else "a gene has no count in any cell",
+                    where=where,
+                    expected="genes that some cell expresses",
+                    got=checks.first(silent),
+                    hint="they are kept, but leaving them out would save time",
+                )
+            )
+
+    def _warn_weaknesses(self) -> None:
+        for name, levels in self.covariates.items():
+            if len(levels) == 1:
+                _warn(
+                    sentence(
+                        f"covariate {name!r} is constant",
+                        where="adata.obs",
+                        expected="at least two levels",
+                        got=f"{levels[0]!r} in every cell",
+                        hint="leave it out of the schema, it tells the model nothing",
+                    )
+                )
+        # Doses are pooled: with a continuous dose every cell would be its own condition.
+        pooled: Counter[tuple[str, int]] = Counter()
+        for group, joint, n_cells in self.condition_counts:
+            pooled[self._label(self.treatment_keys[group]), joint] += n_cells
+        few = {condition: n for condition, n in pooled.items() if n < FEW_CELLS}
+        if few:
+            (label, joint), smallest = min(few.items(), key=lambda item: (item[1], item[0]))
+            described = [label] if self.schema.treatment is not None else []
+            described += self.covariate_levels[joint]
+            _warn(
+                sentence(
+                    f"{len(few)} of {len(pooled)} conditions have fewer than {FEW_CELLS} cells",
+                    where="adata.obs",
+                    expected=f"at least {FEW_CELLS} cells of every treatment and covariate",
+                    got=f"{smallest} in the smallest, {checks.first(described)}",
+                    hint="pool rare levels or leave them out",
+                )
+            )
+
+    # ---- what it says --------------------------------------------------------------------
+
+    @property
+    def n_genes(self) -> int:
+        """G, the number of genes."""
+        return len(self.genes)
+
+    @property
+    def n_treatments(self) -> int:
+        """T, the number of single treatments; the control is none of them."""
+        return len(self.treatments)
+
+    @property
+    def n_treatment_levels(self) -> int:
+        """Number of treatment groups (label with dose), the control among them."""
+        return len(self.treatment_keys)
+
+    @property
+    def n_levels(self) -> dict[str, int]:
+        """Number of levels of each covariate."""
+        return {name: len(levels) for name, levels in self.covariates.items()}
+
+    @property
+    def n_covariates(self) -> int:
+        """K, the number of covariates."""
+        return len(self.covariates)
+
+    @property
+    def n_covariate_levels(self) -> int:
+        """Number of observed joint covariate combinations; 1 without covariates."""
+        return len(self.covariate_levels)
+
+    @property
+    def n_batches(self) -> int:
+        """Number of technical batches; 1 where the schema names none."""
+        return max(1, len(self.batches))
+
+    @cached_property
+    def treatment_levels(self) -> tuple[str, ...]:
+        """Names of the treatment groups, e.g. ``"A+B @ 0.5+1"``; level 0 is the control."""
+        names = []
+        for key in self.treatment_keys:
+            label, plain = self._label(key), all(dose == 1.0 for _, dose in key)
+            told = key and (self.schema.dose is not None or not plain)
+            names.append(f"{label} @ {self._dose_text(key)}" if told else label)
+        return tuple(names)
+
+    @cached_property
+    def treatment_rows(self) -> NDArray[np.float32]:
+        """Shape (number of groups, T), float32: the dose-weighted row of every group."""
+        return self._rows(self.treatment_keys)
+
+    @cached_property
+    def conditions(self) -> pd.DataFrame:
+        """The observed conditions: treatment group, covariate levels, number of cells."""
+        columns: dict[str, list[Any]] = {}
+        if self.schema.treatment is not None:
+            columns[self.schema.treatment] = [
+                self.treatment_levels[t] for t, _, _ in self.condition_counts
+            ]
+        for k, name in enumerate(self.covariates):
+            columns[name] = [self.covariate_levels[x][k] for _, x, _ in self.condition_counts]
+        columns["n_cells"] = [n for _, _, n in self.condition_counts]
+        return pd.DataFrame(columns)
+
+    @property
+    def largest_interaction_size(self) -> int:
+        r"""The most interaction dimensions that the design can identify.
+
+        .. math:: \lfloor (T_g - 1)(X_g - 1) / 2 \rfloor
+
+        with :math:`T_g` treatment groups and :math:`X_g` joint covariate groups.
+        """
+        return (self.n_treatment_levels - 1) * (self.n_covariate_levels - 1) // 2
+
+    def check_interaction_size(self, n_tx: int) -> None:
+        """Warn if the design has too few conditions to identify ``n_tx`` interaction dimensions.
+
+        Warns
+        -----
+        DesignWarning
+            If (treatment groups - 1)(covariate groups - 1) < 2 ``n_tx``.
+        """
+        t, x = self.n_treatment_levels, self.n_covariate_levels
+        if (t - 1) * (x - 1) >= 2 * n_tx:
+            return
+        largest = self.largest_interaction_size
+        _warn(
+            sentence(
+                f"{n_tx} interaction dimensions are more than the design can identify",
+                where="size of z_tx",
+                expected=f"(treatments - 1)(covariate groups - 1) >= {2 * n_tx}",
+                got=f"({t} - 1)({x} - 1) = {(t - 1) * (x - 1)}",
+                hint=f"use {largest} or fewer" if largest else "do not interpret z_tx",
+            )
+        )
+
+    def require(self, *fields: str, system: str) -> None:
+        """Refuse a schema that lacks what a system needs.
+
+        Parameters
+        ----------
+        fields
+            Names of schema fields, such as ``"treatment"``.
+        system
+            Name of the system, for the message.
+
+        Raises
+        ------
+        SchemaError
+            If one of the fields is empty.
+        """
+        missing = [field for field in fields if getattr(self.schema, field) in (None, ())]
+        if missing:
+            raise SchemaError(
+                sentence(
+                    f"{system} needs {' and '.join(missing)}",
+                    where=f"Schema.{missing[0]}",
+                    expected="columns of obs" if missing[0] == "covariates" else "a column of obs",
+                    got="none",
+                    hint=f"name it: Schema({missing[0]}=...)",
+                )
+            )
+
+    # ---- applying it ---------------------------------------------------------------------
+
+    def encode(
+        self, adata: AnnData, *, labels: Literal["required", "optional"] = "required"
+    ) -> Cells:
+        """Turn an AnnData into codes and counts, its genes in the model's order.
+
+        Parameters
+        ----------
+        adata
+            Any cells with the model's genes; it is only read.
+        labels
+            ``"optional"`` lets the columns of treatment, dose, covariates and batch be absent:
+            such cells get treatment group -1 and a row of zeros, covariate codes 0 and joint
+            covariate -1, batch 0.
+
+        Raises
+        ------
+        CategoryError
+            If a treatment, covariate or batch was not in the training data.
+        SchemaError, GeneError, CountsError
+            As in :meth:`fit`; also if one of the model's genes is missing.
+        """
+        if labels not in ("required", "optional"):
+            raise SchemaError(
+                sentence(
+                    "an unknown option",
+                    where="Design.encode(labels=)",
+                    expected="'required' or 'optional'",
+                    got=repr(labels),
+                    hint="use the default",
+                )
+            )
+        schema, obs = self.schema, adata.obs
+        names = checks.cell_names(adata)
+        _, columns = checks.gene_columns(adata, self.genes)
+        named = (schema.treatment, schema.dose, *schema.covariates, schema.batch)
+        unknown = {n for n in named if n is not None and n not in obs.columns}
+        if labels == "required":
+            unknown = set()
+        if schema.treatment is not None and unknown & {schema.treatment, schema.dose}:
+            # Without its dose a treatment is not known either.
+            unknown.add(schema.treatment)
+            keys: list[Key] = [()]
+            treatment_row = np.zeros(len(names), np.int64)
+            treatment_id = np.full(len(names), -1)
+        else:
+            keys, treatment_row = _read_treatments(obs, schema)
+            self._check_parts(keys, where=f"obs[{schema.treatment!r}]")
+            treatment_id = self._groups(keys)[treatment_row]
+
+        covariates = np.zeros((len(names), self.n_covariates), np.int64)
+        for k, name in enumerate(schema.covariates):
+            if name not in unknown:
+                covariates[:, k] = self._codes(obs, name, self.covariates[name], role="covariate")
+        if unknown & set(schema.covariates):
+            covariate_id = np.full(len(names), -1)
+        else:
+            covariate_id = self._joint(covariates)
+
+        batch_id = np.zeros(len(names), np.int64)
+        if schema.batch is not None and schema.batch not in unknown:
+            batch_id = self._codes(obs, schema.batch, self.batches, role="batch")
+        counts, library = self._read_counts(adata, names, columns)
+        return Cells(
+            design=self,
+            names=names,
+            counts=counts,
+            library=library,
+            treatment_rows=self._rows(keys),
+            treatment_row=treatment_row,
+            treatment_id=treatment_id,
+            covariates=covariates,
+            covariate_id=covariate_id,
+            batch_id=batch_id,
+            unknown=frozenset(unknown),
+        )
+
+    def _read_counts(
+        self, adata: AnnData, names: NDArray[np.object_], columns: NDArray[np.int64]
+    ) -> tuple[Any, NDArray[np.float32]]:
+        schema = self.schema
+        totals = np.zeros(len(names))
+        pieces: list[Any] = []
+        for rows, block in checks.blocks(
+            adata, schema.counts, columns, require_counts=self.require_counts
+        ):
+            totals[rows] = _total(block, axis=1)
+            pieces.append(block)
+        if len(pieces) == 1:
+            counts = pieces[0]
+        elif all(sparse.issparse(piece) for piece in pieces):
+            counts = sparse.csr_matrix(sparse.vstack(pieces, format="csr"))
+        else:
+            counts = np.concatenate(pieces)
+        if self.require_counts:
+            checks.nonempty(totals, names, where=checks.count_matrix_name(schema.counts))
+        if schema.size_factor is not None:
+            return counts, checks.size_factors(adata.obs, schema.size_factor)
+        if self.require_counts:
+            return counts, totals.astype(np.float32)
+        return counts, np.ones(len(names), np.float32)
+
+    def do(self, cells: Cells, changes: Mapping[str, Any]) -> Cells:
+        """Return the cells as if some of their labels were set to other values.
+
+        Parameters
+        ----------
+        cells
+            Cells of this design.
+        changes
+            Values by name: ``"treatment"``, ``"dose"``, ``"batch"``, or the name of one of the
+            schema's columns. Combinations that training never saw are allowed, as long as
+            every part was seen; they get group -1. A treatment without a dose takes
+            the one dose that training saw it at, if it was one.
+
+        Raises
+        ------
+        CategoryError
+            If a name or a value is none that the design knows.
+        DesignError
+            If the dose is needed and not given, or cannot be read.
+        """
+        wanted: dict[str, Any] = {}
+        for name, value in changes.items():
+            target = self._target(name)
+            if target in wanted:
+                raise DesignError(
+                    sentence(
+                        f"{target!r} is set twice",
+                        where="do",
+                        expected="one value",
+                        got=f"{wanted[target]!r} and {value!r}",
+                        hint="use one of the two names",
+                    )
+                )
+            if not isinstance(value, (str, int, float, np.generic)):
+                raise DesignError(
+                    sentence(
+                        f"{name!r} is not one value",
+                        where="do",
+                        expected="a label or a number for all the cells",
+                        got=type(value).__name__,
+                        hint="call it once per value",
+                    )
+                )
+            wanted[target] = value
+        changed, schema = cells, self.schema
+        treatment = wanted.pop("\0treatment", None)
+        dose = wanted.pop("\0dose", None)
+        if treatment is not None or dose is not None:
+            changed = self._do_treatment(changed, treatment, dose)
+        covariates = changed.covariates.copy()
+        for k, (name, levels) in enumerate(self.covariates.items()):
+            if name in wanted:
+                covariates[:, k] = self._code(wanted[name], levels, name, role="covariate")
+        unknown = changed.unknown - set(wanted)
+        known = not unknown & set(schema.covariates)
+        changed = replace(
+            changed,
+            covariates=covariates,
+            covariate_id=self._joint(covariates) if known else changed.covariate_id,
+            unknown=unknown,
+        )
+        if schema.batch is not None and schema.batch in wanted:
+            code = self._code(wanted[schema.batch], self.batches, schema.batch, role="batch")
+            changed = replace(changed, batch_id=np.full(len(cells), code, np.int64))
+        return changed
+
+    def _target(self, name: str) -> str:
+        # The schema's own names come first: a covariate may well be called "dose".
+        schema = self.schema
+        if name in schema.covariates:
+            return name
+        own = {schema.treatment: "\0treatment", schema.dose: "\0dose", schema.batch: schema.batch}
+        words = {"treatment": schema.treatment, "dose": schema.dose, "batch": schema.batch}
+        own.pop(None, None)
+        if name in own:
+            return str(own[name])
+        if words.get(name) is not None:
+            return str(own[words[name]])
+        known = [word for word, column in words.items() if column is not None]
+        known += [column for column in (*own, *schema.covariates) if column not in known]
+        raise checks.unknown_category(str(name), [str(k) for k in known], where="do", role="name")
+
+    def _do_treatment(self, cells: Cells, treatment: Any, dose: Any) -> Cells:
+        schema = self.schema
+        where = "do"
+        if treatment is not None:
+            parts = _parts(str(treatment), schema, where=where)
+            self._check_parts([tuple((part, 1.0) for part in parts if part is not None)], where)
+            if dose is None:
+                key = self._usual(parts)
+            else:
+                key = _key(parts, dose, schema, where=where, error=DesignError)
+            row = np.zeros(len(cells), np.int64)
+            rows: list[Key] = [key]
+        else:
+            if schema.treatment in cells.unknown:
+                raise DesignError(
+                    sentence(
+                        "a dose for cells whose treatment is not known",
+                        where=where,
+                        expected="a treatment beside it",
+                        got="the dose alone",
+                        hint="pass both: do={'treatment': ..., 'dose': ...}",
+                    )
+                )
+            row = cells.treatment_row
+            used = set(np.unique(row).tolist())
+            rows = []
+            for number, weights in enumerate(cells.treatment_rows):
+                named = [part for part, _ in self._key_of(weights)]
+                keep = number in used and named
+                rows.append(
+                    _key(named, dose, schema, where=where, error=DesignError) if keep else ()
+                )
+        names = {name for name in (schema.treatment, schema.dose) if name is not None}
+        return replace(
+            cells,
+            treatment_rows=self._rows(rows),
+            treatment_row=row,
+            treatment_id=self._groups(rows)[row],
+            unknown=cells.unknown - names,
+        )
+
+    def _usual(self, parts: Sequence[str | None]) -> Key:
+        # The treatment's one dose in training, which needs no saying.
+        real = [part for part in parts if part is not None]
+        if not real:
+            return ()
+        if self.schema.dose is None:
+            return _summed([(part, 1.0) for part in real])
+        distinct = sorted(set(real))
+        seen = [key for key in self.treatment_keys if [part for part, _ in key] == distinct]
+        if len(seen) == 1 and len(distinct) == len(real):
+            return seen[0]
+        raise DesignError(
+            sentence(
+                f"treatment {'+'.join(real)!r} without a dose",
+                where="do",
+                expected="one of the doses of training, or another",
+                got=f"none, and training saw it at {len(seen)} doses"
+                + (f" ({checks.first(map(self._dose_text, seen))})" if seen else ""),
+                hint="add 'dose' beside it",
+            )
+        )
+
+    def label(self, row: NDArray[np.float32]) -> tuple[str, float | str]:
+        """Name a dose-weighted treatment row.
+
+        Parameters
+        ----------
+        row
+            Shape (T,).
+
+        Returns
+        -------
+        label, dose
+            The parts joined by the separator, or the control's label; the dose as a number, or
+            as text with one number per part.
+        """
+        key = self._key_of(row)
+        if len(key) > 1:
+            return self._label(key), self._dose_text(key)
+        return self._label(key), key[0][1] if key else 0.0
+
+    def _key_of(self, row: NDArray[np.float32]) -> Key:
+        return tuple((self.treatments[t], _rounded(float(row[t]))) for t in np.flatnonzero(row))
+
+    def _label(self, key: Key) -> str:
+        separator = self.schema.separator or "+"
+        return separator.join(part for part, _ in key) if key else str(self.schema.control)
+
+    def _dose_text(self, key: Key) -> str:
+        return (self.schema.separator or "+").join(f"{dose:g}" for _, dose in key)
+
+    def _rows(self, keys: Sequence[Key]) -> NDArray[np.float32]:
+        column_of = {part: t for t, part in enumerate(self.treatments)}
+        rows = np.zeros((len(keys), self.n_treatments), np.float32)
+        for r, key in enumerate(keys):
+            for part, dose in key:
+                rows[r, column_of[part]] = dose
+        return rows
+
+    @cached_property
+    def _group_of(self) -> dict[Key, int]:
+        return {key: group for group, key in enumerate(self.treatment_keys)}
+
+    def _groups(self, keys: Sequence[Key]) -> NDArray[np.int64]:
+        return np.asarray([self._group_of.get(key, -1) for key in keys], dtype=np.int64)
+
+    def _joint(self, covariates: NDArray[np.int64]) -> NDArray[np.int64]:
+        code_of = {levels: x for x, levels in enumerate(self.covariate_levels)}
+        rows, inverse = np.unique(covariates, axis=0, return_inverse=True)
+        if not self.covariates:
+            return np.zeros(len(covariates), np.int64)
+        every = list(self.covariates.values())
+        found = [
+            code_of.get(tuple(every[k][code] for k, code in enumerate(row)), -1)
+            for row in rows.tolist()
+        ]
+        return np.asarray(found, dtype=np.int64)[inverse.reshape(-1)]
+
+    def _codes(
+        self, obs: pd.DataFrame, name: str, known: tuple[str, ...], *, role: str
+    ) -> NDArray[np.int64]:
+        codes, levels = checks.labels(obs, name, role=role)
+        return np.asarray(
+            [self._code(level, known, f"obs[{name!r}]", role=role) for level in levels], np.int64
+        )[codes]
+
+    @staticmethod
+    def _code(value: Any, known: tuple[str, ...], where: str, *, role: str) -> int:
+        if str(value) not in known:
+            raise checks.unknown_category(str(value), known, where=where, role=role)
+        return known.index(str(value))
+
+    def _check_parts(self, keys: Sequence[Key], where: str) -> None:
+        known = set(self.treatments)
+        for part, _ in itertools.chain.from_iterable(keys):
+            if part not in known:
+                every = [str(self.schema.control), *self.treatments]
+                raise checks.unknown_category(part, every, where=where, role="treatment")
+
+    # ---- keeping it ----------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the design as JSON-able values."""
+        return {
+            "schema": self.schema.to_dict(),
+            "genes": list(self.genes),
+            "treatments": list(self.treatments),
+            "treatment_keys": [
+                [[part, dose] for part, dose in key] for key in self.treatment_keys
+            ],
+            # A list keeps the covariates' order wherever the JSON is sorted by key.
+            "covariates": [[name, list(levels)] for name, levels in self.covariates.items()],
+            "covariate_levels": [list(levels) for levels in self.covariate_levels],
+            "batches": list(self.batches),
+            "condition_counts": [list(row) for row in self.condition_counts],
+            "require_counts": self.require_counts,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Design:
+        """Build a design from :meth:`to_dict`'s values.
+
+        Raises
+        ------
+        LoadError
+            If a value is missing or has the wrong form.
+        """
+        try:
+            return cls(
+                schema=Schema.from_dict(values["schema"]),
+                genes=tuple(values["genes"]),
+                treatments=tuple(values["treatments"]),
+                treatment_keys=tuple(
+                    tuple((str(part), float(dose)) for part, dose in key)
+                    for key in values["treatment_keys"]
+                ),
+                covariates={name: tuple(levels) for name, levels in values["covariates"]},
+                covariate_levels=tuple(tuple(levels) for levels in values["covariate_levels"]),
+                batches=tuple(values["batches"]),
+                condition_counts=tuple((t, x, n) for t, x, n in values["condition_counts"]),
+                require_counts=bool(values["require_counts"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise LoadError(
+                sentence(
+                    "a design that cannot be read",
+                    where="Design.from_dict",
+                    expected="the values that Design.to_dict made",
+                    got=f"{type(error).__name__}: {error}",
+                    hint="save the model again with this version",
+                )
+            ) from error
+
+
+# ---- reading treatments and doses ------------------------------------------------------------
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, DesignWarning, stacklevel=4)
+
+
+def _total(block: Any, *, axis: int) -> NDArray[np.float64]:
+    return np.asarray(block.sum(axis=axis, dtype=np.float64)).reshape(-1)
+
+
+def _rounded(dose: float) -> float:
+    # Six digits: a dose that went through float32 is still the same dose.
+    return float(f"{dose:.6g}")
+
+
+def _summed(pairs: Sequence[tuple[str, float]]) -> Key:
+    total: dict[str, float] = {}
+    for part, dose in pairs:
+        total[part] = total.get(part, 0.0) + dose
+    return tuple(sorted((part, _rounded(dose)) for part, dose in total.items()))
+
+
+def _parts(label: str, schema: Schema, *, where: str) -> list[str | None]:
+    """Split a label; a part that is the control is None."""
+    if label.strip() == schema.control:
+        return [None]
+    pieces = label.split(schema.separator) if schema.separator else [label]
+    pieces = [piece.strip() for piece in pieces]
+    if not all(pieces):
+        raise SchemaError(
+            sentence(
+                f"treatment {label!r} has an empty part",
+                where=where,
+                expected=f"names joined by {schema.separator!r}",
+                got=f"{len(pieces)} parts, {pieces.count('')} of them empty",
+                hint="choose a separator that no name contains, or Schema(separator=None)",
+            )
+        )
+    return [None if piece == schema.control else piece for piece in pieces]
+
+
+def _numbers(dose: Any, schema: Schema) -> list[float]:
+    """Read one dose or several; raises ValueError."""
+    if not isinstance(dose, str):
+        return [float(dose)]
+    try:
+        return [float(dose)]
+    except ValueError:
+        pieces = dose.split(schema.separator) if schema.separator else [dose]
+        return [float(piece) for piece in pieces]
+
+
+def _key(
+    parts: Sequence[str | None],
+    dose: Any,
+    schema: Schema,
+    *,
+    where: str,
+    error: type[SchemaError] | type[DesignError] = SchemaError,
+) -> Key:
+    real = [part for part in parts if part is not None]
+    if not real:
+        return ()
+    label = (schema.separator or "+").join(real)
+
+    def refuse(expected: str, hint: str) -> SchemaError | DesignError:
+        return error(
+            sentence(
+                f"unusable dose for treatment {label!r}",
+                where=where,
+                expected=expected,
+                got=repr(dose.item() if isinstance(dose, np.generic) else dose),
+                hint=hint,
+            )
+        )
+
+    if schema.dose is None:
+        raise refuse("no dose, for the schema names no dose column", "leave the dose out")
+    joined = f" joined by {schema.separator!r}" if len(real) > 1 else ""
+    expected = f"{len(real)} number{'s' if len(real) > 1 else ''}{joined}"
+    try:
+        numbers = _numbers(dose, schema)
+    except (TypeError, ValueError):
+        raise refuse(expected, "write the dose as plain numbers, without units") from None
+    if len(numbers) == len(parts):
+        pairs = zip(parts, numbers, strict=True)
+        kept = [(part, number) for part, number in pairs if part is not None]
+    elif len(numbers) == len(real):
+        kept = list(zip(real, numbers, strict=True))
+    else:
+        raise refuse(expected, "give every part its own dose")
+    for _, number in kept:
+        if not (math.isfinite(number) and _rounded(number) > 0):
+            raise refuse(
+                "positive finite numbers",
+                "use a linear scale, and the control's label for untreated cells",
+            )
+    return _summed(kept)
+
+
+def _read_treatments(obs: pd.DataFrame, schema: Schema) -> tuple[list[Key], NDArray[np.int64]]:
+    """Return the distinct treatments of ``obs`` and which of them each cell has."""
+    if schema.treatment is None:
+        return [()], np.zeros(len(obs), np.int64)
+    codes, levels = checks.labels(obs, schema.treatment, role="treatment")
+    where = f"obs[{schema.treatment!r}]"
+    parts = [_parts(level, schema, where=where) for level in levels]
+    if schema.dose is None:
+        raw = [_summed([(part, 1.0) for part in named if part is not None]) for named in parts]
+        pair_of_cell = codes
+    else:
+        doses = checks.column(obs, schema.dose, role="dose")
+        dose_codes, values = pd.factorize(doses, use_na_sentinel=True)
+        # Code -1, a missing dose, becomes the last one; only the control may have it.
+        values = [*values, None]
+        n_doses = len(values)
+        pairs, pair_of_cell = np.unique(
+            codes * n_doses + dose_codes % n_doses, return_inverse=True
+        )
+        raw = [
+            _key(
+                parts[pair // n_doses],
+                values[pair % n_doses],
+                schema,
+                where=f"obs[{schema.dose!r}]",
+            )
+            for pair in pairs.tolist()
+        ]
+    number_of: dict[Key, int] = {}
+    numbers = [number_of.setdefault(key, len(number_of)) for key in raw]
+    return list(number_of), np.asarray(numbers, dtype=np.int64)[pair_of_cell]
+
+
+def _check_treatments(keys: Sequence[Key], schema: Schema, obs: pd.DataFrame) -> None:
+    if () not in keys:
+        levels = checks.labels(obs, str(schema.treatment), role="treatment")[1]
+        hint = checks.nearest(str(schema.control), levels, "name the label of untreated cells")
+        raise SchemaError(
+            sentence(
+                f"no control cells labelled {schema.control!r}",
+                where=f"obs[{schema.treatment!r}]",
+                expected=f"one of {checks.first(levels, 12)}",
+                got=repr(schema.control),
+                hint=hint.rstrip("?"),
+            )
+        )
+    if len(keys) == 1:
+        raise DesignError(
+            sentence(
+                "the treatment is constant",
+                where=f"obs[{schema.treatment!r}]",
+                expected="control cells and treated ones",
+                got=f"{schema.control!r} in every cell",
+                hint="add treated cells, or leave treatment out of the schema",
+            )
+        )
+
+
+def _joint_levels(
+    codes: Sequence[NDArray[np.int64]], n_cells: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    if not codes:
+        return np.zeros((1, 0), np.int64), np.zeros(n_cells, np.int64)
+    rows, inverse = np.unique(np.stack(codes, axis=1), axis=0, return_inverse=True)
+    return rows, inverse.reshape(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -340,15 +340,15 @@ def blocks(
         if hasattr(block, "compute"):
             block = block.compute()
         is_sparse = sparse.issparse(block)
-        block = block.tocsr() if is_sparse else np.asarray(block)
+        block = cast("Any", block.tocsr() if is_sparse else np.asarray(block))
         if not as_they_are:
             block = block[:, columns]
-        if sparse.issparse(block):
+        if is_sparse:
             # A matrix may list one entry twice; the checks must see the sum.
             block = block.copy() if not block.has_canonical_format else block
             block.sum_duplicates()
         _check(block, adata, layer, start, columns, require_counts=require_counts)
-        if sparse.issparse(block):
+        if is_sparse:
             values = sparse.csr_matrix(block, dtype=np.float32, copy=True)
             values.eliminate_zeros()
             yield rows, values

@@ -518,9 +518,9 @@ class Design:
             return str(own[name])
         if words.get(name) is not None:
             return str(own[words[name]])
-        known = [word for word, column in words.items() if column is not None]
-        known += [column for column in (*own, *schema.covariates) if column not in known]
-        raise checks.unknown_category(str(name), [str(k) for k in known], where="do", role="name")
+        said = [word for word, column in words.items() if column is not None]
+        known = list(dict.fromkeys([*said, *map(str, own), *schema.covariates]))
+        raise checks.unknown_category(str(name), known, where="do", role="name")
 
     def _do_treatment(self, cells: Cells, treatment: Any, dose: Any) -> Cells:
         schema = self.schema

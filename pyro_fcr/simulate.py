@@ -229,7 +229,7 @@ def factorised(
 
 
 def expected_counts(adata: ad.AnnData) -> Floats:
-    """True mean expression of every cell as it is.
+    """Compute the true mean expression of every cell as it is.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def expected_counts(adata: ad.AnnData) -> Floats:
 def counterfactual_truth(
     adata: ad.AnnData, treatment: str, *, draws: int = 20, seed: int = 0
 ) -> Floats:
-    """True mean expression of the given cells had they received another treatment.
+    """Compute the true mean expression of cells had they received another treatment.
 
     Keeps each cell's z_x, library, batch and covariate; z_t and z_tx are drawn afresh from the
     true prior at the new treatment, and the mean expression is averaged over the draws.
@@ -521,7 +521,9 @@ def _rank_condition(loc: Floats, scale: Floats) -> dict[str, Any]:
     """Rank of the interaction contrasts of the true natural parameters (theorem of FCR)."""
     eta = np.concatenate([loc / scale**2, -0.5 / scale**2], axis=-1)
     contrasts = (eta - eta[:1] - eta[:, :1] + eta[:1, :1])[1:, 1:].reshape(-1, eta.shape[-1])
-    values = np.linalg.svd(contrasts / np.sqrt((eta**2).mean((0, 1))), compute_uv=False)
+    # Columns of one size; a column of zeros (means that never move) stays one.
+    size = np.sqrt((eta**2).mean((0, 1)))
+    values = np.linalg.svd(contrasts / np.where(size > 0, size, 1.0), compute_uv=False)
     rank = int((values > 1e-8 * max(1.0, values.max())).sum())
     needed = eta.shape[-1]
     return {

@@ -1,4 +1,4 @@
-r"""The rank certificate: does a conditional Gaussian prior pin z_tx down?
+r"""The rank certificate: whether a conditional Gaussian prior pins z_tx down.
 
 With natural parameters :math:`\eta(t, x) = (m/s^2, -1/(2 s^2))` of each component of z_tx, the
 interaction contrasts :math:`\eta(t,x) - \eta(t,x_0) - \eta(t_0,x) + \eta(t_0,x_0)` stacked over
@@ -91,6 +91,7 @@ class Certificate:
         return self.verdict == "identified"
 
     def __str__(self) -> str:
+        """Verdict, reason and numbers in plain words."""
         numbers = f"sigma_min/sigma_max = {self.ratio:.3g}"
         if np.isfinite(self.interval[0]):
             numbers += f" (95 % {self.interval[0]:.3g} to {self.interval[1]:.3g})"

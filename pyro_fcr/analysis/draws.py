@@ -1,0 +1,113 @@
+"""Draws from a fitted pair of model and guide: of latents, and of expression under ``do``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro import poutine
+
+from pyro_fcr.model import OBSERVATION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor
+
+    from pyro_fcr.data import Batch
+    from pyro_fcr.model import LatentModel
+
+__all__ = ["draw_observation", "draw_sites", "moments", "seeded"]
+
+
+def seeded(seed: int) -> AbstractContextManager[Any]:
+    """Return a context whose draws depend on ``seed`` alone and leave no trace outside."""
+    return _Seeded(seed)
+
+
+class _Seeded:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._fork = torch.random.fork_rng()
+
+    def __enter__(self) -> None:
+        self._fork.__enter__()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *error: object) -> None:
+        self._fork.__exit__(*error)
+
+
+@torch.no_grad()
+def moments(guide: Callable[[Batch], Any], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return posterior mean and standard deviation of each cell-level site.
+
+    Parameters
+    ----------
+    guide
+        Called with the batch.
+    batch
+        B cells.
+
+    Returns
+    -------
+    dict
+        Site name to mean and standard deviation, each of shape (B, d).
+    """
+    trace = poutine.trace(guide).get_trace(batch)
+    return {
+        name: (site["fn"].mean, site["fn"].variance.sqrt())
+        for name, site in trace.iter_stochastic_nodes()
+        if any(frame.name == "cells" for frame in site["cond_indep_stack"])
+    }
+
+
+@torch.no_grad()
+def draw_sites(
+    guide: Callable[[Batch], Any], batch: Batch, draws: int
+) -> Iterator[dict[str, Tensor]]:
+    """Yield one draw of all latent sites at a time, by site name."""
+    for _ in range(draws):
+        trace = poutine.trace(guide).get_trace(batch)
+        yield {name: site["value"] for name, site in trace.iter_stochastic_nodes()}
+
+
+@torch.no_grad()
+def draw_observation(
+    model: LatentModel,
+    guide: Callable[[Batch], Any],
+    factual: Batch,
+    intervened: Batch,
+    *,
+    redraw: Collection[str],
+    draws: int,
+) -> Iterator[Any]:
+    """Yield the distribution of the cells' counts under an intervention, one draw at a time.
+
+    The guide is traced on the factual cells; the blocks the intervention leaves alone are kept,
+    those in ``redraw`` are drawn anew from their priors under the intervention, and the result
+    is decoded. Keeping all latents instead would leave the intervention without effect.
+
+    Parameters
+    ----------
+    model, guide
+        A fitted pair.
+    factual
+        B cells as they were observed.
+    intervened
+        The same cells with the labels that were set.
+    redraw
+        Names of the blocks that descend from what was set; empty for a reconstruction.
+    draws
+        Number of posterior draws.
+
+    Yields
+    ------
+    TorchDistribution
+        Batch shape (B,), event shape (G,).
+    """
+    for sites in draw_sites(guide, factual, draws):
+        kept = {name: value for name, value in sites.items() if name not in redraw}
+        trace = poutine.trace(poutine.condition(model, data=kept)).get_trace(intervened)
+        yield trace.nodes[OBSERVATION]["fn"]

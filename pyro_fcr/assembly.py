@@ -1,0 +1,183 @@
+"""From a declaration to a bound model, guide and objective, every slot checked on two cells."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pyro_fcr.analysis.draws import seeded
+from pyro_fcr.errors import SlotError, sentence
+from pyro_fcr.guides import Composed, Guide, check_coverage
+from pyro_fcr.infer import Objective, Weighted
+from pyro_fcr.infer.slots import check_priors, check_terms
+from pyro_fcr.model import Decoder, LatentModel, global_sites
+from pyro_fcr.penalties import Head, Penalty
+from pyro_fcr.priors import Prior
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pyro_fcr.data import Batch, Design
+    from pyro_fcr.likelihoods import Likelihood
+    from pyro_fcr.priors import Block
+
+__all__ = ["Declaration", "Recipe", "assemble"]
+
+@dataclass(frozen=True)
+class Declaration:
+    """What makes one system different from another.
+
+    Parameters
+    ----------
+    blocks
+        The latent blocks in decoding order.
+    priors
+        The default prior of each block.
+    terms
+        Penalties and heads by site name, each with its default weight in nats per cell; a
+        weight of zero keeps a term available by name but out of the objective.
+    """
+
+    blocks: tuple[Block, ...]
+    priors: Mapping[str, Prior]
+    terms: Mapping[str, Weighted] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the user chose beside the declaration; each part still unbound.
+
+    Parameters
+    ----------
+    priors
+        Priors that replace the declared ones, by block.
+    guide
+        A guide, or ``None`` for label-free amortised encoders.
+    likelihood
+        The likelihood.
+    penalties
+        By site name: a weight for a declared term, or ``(part, weight)`` for a new one.
+    hidden
+        Widths of the decoder's hidden layers.
+    batch_in_decoder
+        Whether the technical batch enters the decoder.
+    """
+
+    priors: Mapping[str, Prior]
+    guide: Any
+    likelihood: Likelihood
+    penalties: Mapping[str, Any]
+    hidden: tuple[int, ...]
+    batch_in_decoder: bool
+
+
+def assemble(
+    declaration: Declaration, recipe: Recipe, design: Design, batch: Batch, *, seed: int
+) -> tuple[LatentModel, nn.Module, Objective]:
+    """Build model, guide and objective with weights that depend on the seed alone.
+
+    Parts are copied before they are bound, so that two models made of the same objects share
+    nothing.
+
+    Parameters
+    ----------
+    declaration
+        The system.
+    recipe
+        The user's choices.
+    design
+        The experiment.
+    batch
+        A few cells; the slots are checked on them.
+    seed
+        Governs the initial weights; the global random state is left as it was.
+
+    Raises
+    ------
+    SlotError
+        If a part does not fit its slot, naming the site.
+    """
+    blocks = declaration.blocks
+    with seeded(seed):
+        priors = _bound_priors(declaration, recipe, design)
+        likelihood = copy.deepcopy(recipe.likelihood)
+        likelihood.bind(design.n_genes)
+        decoder = Decoder(
+            sum(block.size for block in blocks),
+            design.n_genes * likelihood.channels,
+            hidden=recipe.hidden,
+            n_batches=design.n_batches if recipe.batch_in_decoder else 0,
+        )
+        model = LatentModel(blocks, priors=priors, decoder=decoder, likelihood=likelihood)
+        check_priors(blocks, model.priors, batch)
+        guide = _bound_guide(recipe.guide, model, design, batch)
+        check_coverage(model, guide, batch)
+        penalties, heads = _bound_terms(declaration, recipe, design)
+        objective = Objective(model, guide, penalties=penalties, heads=heads)
+        check_terms(objective, batch)
+    return model, guide, objective
+
+
+def _bound_priors(declaration: Declaration, recipe: Recipe, design: Design) -> dict[str, Prior]:
+    names = [block.name for block in declaration.blocks]
+    for name, prior in recipe.priors.items():
+        if name not in names or not isinstance(prior, Prior):
+            raise SlotError(
+                sentence(
+                    f"no place for the prior of '{name}'",
+                    where="priors=",
+                    expected=f"a pyro_fcr.Prior for one of {names}",
+                    got=f"a {type(prior).__name__} for '{name}'",
+                    hint="subclass pyro_fcr.Prior and name one of the system's blocks",
+                )
+            )
+    priors = copy.deepcopy({**declaration.priors, **recipe.priors})
+    for block in declaration.blocks:
+        priors[block.name].bind(block, design)
+    return priors
+
+
+def _bound_guide(given: Any, model: LatentModel, design: Design, batch: Batch) -> nn.Module:
+    guide = copy.deepcopy(given)
+    if guide is None or (isinstance(guide, Guide) and not isinstance(guide, Composed)):
+        guide = Composed(locals=guide)
+    if isinstance(guide, Guide):
+        guide.bind(model.blocks, design, model.likelihood)
+    if isinstance(guide, Composed) and (sites := global_sites(model, batch)):
+        guide.bind_globals(model, sites)
+    # An AutoGuide makes its parameters at its first call; the optimiser must see them.
+    with torch.no_grad():
+        guide(batch)
+    return guide
+
+
+def _bound_terms(
+    declaration: Declaration, recipe: Recipe, design: Design
+) -> tuple[dict[str, Weighted], dict[str, Weighted]]:
+    terms = dict(declaration.terms)
+    for name, given in recipe.penalties.items():
+        if isinstance(given, tuple):
+            terms[name] = Weighted(*given)
+        elif name in terms:
+            terms[name] = terms[name]._replace(weight=float(given))
+        else:
+            raise SlotError(
+                sentence(
+                    f"no penalty is called '{name}'",
+                    where="penalties=",
+                    expected=f"a weight for one of {sorted(terms)}, or (penalty, weight)",
+                    got=repr(given),
+                    hint="give a penalty of your own as (penalty, weight)",
+                )
+            )
+    active = {n: Weighted(copy.deepcopy(w.part), w.weight) for n, w in terms.items() if w.weight}
+    for part, _ in active.values():
+        part.bind(declaration.blocks, design)
+    return (
+        {name: term for name, term in active.items() if isinstance(term.part, Penalty)},
+        {name: term for name, term in active.items() if isinstance(term.part, Head)},
+    )

@@ -1,0 +1,85 @@
+"""The amortised mean-field guide of the latent blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_fcr.guides.base import Guide
+from pyro_fcr.nn import ConditionEmbedding, ParallelMLP
+from pyro_fcr.priors import bounded_exp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyro_fcr.data import Batch, Design
+    from pyro_fcr.likelihoods import Likelihood
+    from pyro_fcr.priors import Block
+
+__all__ = ["Amortised"]
+
+
+class Amortised(Guide):
+    """q(z_k | y) or q(z_k | y, parents of z_k): one Gaussian encoder per block.
+
+    Parameters
+    ----------
+    labels
+        Whether each encoder also sees the labels its block's prior is conditioned on, as in the
+        paper. Without them (the default) a latent holds what the cell's own genes say, and cells
+        whose treatment or covariates are unknown can be embedded too.
+    width, depth
+        Hidden layers of each encoder.
+    """
+
+    def __init__(self, labels: bool = False, width: int = 128, depth: int = 2) -> None:
+        super().__init__()
+        self.labels, self.width, self.depth = labels, width, depth
+
+    def bind(self, blocks: Sequence[Block], design: Design, likelihood: Likelihood) -> None:
+        """Make one encoder per block, fused into one pass over the genes."""
+        self.blocks = tuple(blocks)
+        self._features = likelihood.features
+        sizes = [2 * block.size for block in blocks]
+        self.encoders = ParallelMLP(design.n_genes, sizes, width=self.width, depth=self.depth)
+        if self.labels:
+            self.conditions = nn.ModuleList(
+                ConditionEmbedding(
+                    block.parents,
+                    n_treatments=design.n_treatments,
+                    n_levels=tuple(design.n_levels.values()),
+                    n_batches=design.n_batches,
+                )
+                for block in blocks
+            )
+            self.label_shifts = nn.ModuleList(
+                nn.Linear(condition.n_features, self.width) for condition in self.conditions
+            )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Sample every block in the cell plate; one tensor (B, d) per block."""
+        posteriors = self.posteriors(batch)
+        with pyro.plate("cells", batch.n_cells, subsample=batch.index):
+            return {name: pyro.sample(name, q) for name, q in posteriors.items()}
+
+    def posteriors(self, batch: Batch) -> dict[str, dist.TorchDistribution]:
+        """Return q of each block: Normal, batch shape (B,), event shape (d,)."""
+        shift = None
+        if self.labels:
+            shift = torch.cat(
+                [
+                    linear(condition(batch))
+                    for condition, linear in zip(self.conditions, self.label_shifts, strict=True)
+                ],
+                dim=-1,
+            )
+        outputs = self.encoders(self._features(batch), shift)
+        posteriors = {}
+        for block, output in zip(self.blocks, outputs, strict=True):
+            loc, raw = output.chunk(2, dim=-1)
+            posteriors[block.name] = dist.Normal(loc, bounded_exp(raw, 4.0)).to_event(1)
+        return posteriors

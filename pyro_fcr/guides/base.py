@@ -1,0 +1,98 @@
+"""What a guide promises, and the check that it covers its model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro import poutine
+
+from pyro_fcr.errors import SlotError, sentence
+from pyro_fcr.nn import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pyro_fcr.data import Batch, Design
+    from pyro_fcr.likelihoods import Likelihood
+    from pyro_fcr.priors import Block
+
+__all__ = ["Guide", "check_coverage"]
+
+
+class Guide(Part):
+    """An approximate posterior that is sized when it is bound to a model.
+
+    A guide need not be one of these: any module called with a batch that samples the model's
+    sites will do.
+    """
+
+    def bind(self, blocks: Sequence[Block], design: Design, likelihood: Likelihood) -> None:
+        """Make the networks for the latent blocks; nothing by default."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Any:
+        """Sample the latent sites for B cells."""
+
+
+def check_coverage(model: Callable[..., Any], guide: Callable[..., Any], batch: Batch) -> None:
+    """Check that model and guide sample the same latent sites, of the same shape.
+
+    Parameters
+    ----------
+    model, guide
+        Called with the batch.
+    batch
+        A few cells.
+
+    Raises
+    ------
+    SlotError
+        Naming the first site that is missing, superfluous or of the wrong shape, and which part
+        should own it.
+    """
+    with torch.no_grad():
+        guide_trace = poutine.trace(guide).get_trace(batch)
+        model_trace = poutine.trace(model).get_trace(batch)
+    in_model = dict(model_trace.iter_stochastic_nodes())
+    in_guide = dict(guide_trace.iter_stochastic_nodes())
+    for name, site in in_model.items():
+        is_local = any(frame.name == "cells" for frame in site["cond_indep_stack"])
+        owner = (
+            "sample it in the guide's cell plate, as guides.Amortised does for every block"
+            if is_local
+            else "give the globals an AutoGuide: guides.Composed(globals=AutoNormal)"
+        )
+        if name not in in_guide:
+            raise SlotError(
+                sentence(
+                    f"the guide misses the model's site '{name}'",
+                    where="guide=",
+                    expected=f"sites {sorted(in_model)}",
+                    got=f"{sorted(in_guide)}",
+                    hint=owner,
+                )
+            )
+        expected, got = tuple(site["value"].shape), tuple(in_guide[name]["value"].shape)
+        if expected != got:
+            raise SlotError(
+                sentence(
+                    f"site '{name}' has another shape in the guide than in the model",
+                    where="guide=",
+                    expected=str(expected),
+                    got=str(got),
+                    hint="check to_event and the sizes of both",
+                )
+            )
+    auxiliary = {n for n, s in in_guide.items() if s["infer"].get("is_auxiliary")}
+    if extra := sorted(set(in_guide) - set(in_model) - auxiliary):
+        raise SlotError(
+            sentence(
+                f"the guide samples '{extra[0]}', which the model does not have",
+                where="guide=",
+                expected=f"sites {sorted(in_model)}",
+                got=f"{sorted(in_guide)}",
+                hint="rename the site, or mark it infer={'is_auxiliary': True}",
+            )
+        )

@@ -1,0 +1,73 @@
+"""Amortised locals beside automatic globals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide, AutoGuideList, AutoNormal
+
+from pyro_fcr.errors import SlotError, sentence
+from pyro_fcr.guides.amortised import Amortised
+from pyro_fcr.guides.base import Guide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pyro_fcr.data import Batch, Design
+    from pyro_fcr.likelihoods import Likelihood
+    from pyro_fcr.priors import Block
+
+__all__ = ["Composed"]
+
+
+class Composed(Guide):
+    """An amortised guide for the cells' latents and any AutoGuide for the globals.
+
+    Parameters
+    ----------
+    locals
+        The guide of the latent blocks.
+    globals
+        An AutoGuide class, or a function from a model to a guide; it sees only the global
+        sites. ``AutoGuideList`` cannot share the cell plate with amortised locals and is
+        refused.
+
+    Examples
+    --------
+    >>> from pyro.infer.autoguide import AutoLowRankMultivariateNormal
+    >>> guide = Composed(globals=AutoLowRankMultivariateNormal)
+    """
+
+    def __init__(
+        self,
+        locals: Guide | None = None,
+        globals: Callable[..., AutoGuide] = AutoNormal,
+    ) -> None:
+        super().__init__()
+        if isinstance(globals, type) and issubclass(globals, AutoGuideList):
+            raise SlotError(
+                sentence(
+                    "AutoGuideList cannot hold the globals",
+                    where="guides.Composed(globals=)",
+                    expected="one AutoGuide class",
+                    got="AutoGuideList",
+                    hint="use AutoNormal, AutoLowRankMultivariateNormal or AutoMultivariateNormal",
+                )
+            )
+        self.locals = Amortised() if locals is None else locals
+        self.globals = globals
+
+    def bind(self, blocks: Sequence[Block], design: Design, likelihood: Likelihood) -> None:
+        """Size the locals' guide."""
+        self.locals.bind(blocks, design, likelihood)
+
+    def bind_globals(self, model: Callable[..., Any], sites: Sequence[str]) -> None:
+        """Make the guide of the model's global sites, the only ones it will see."""
+        self.global_guide = self.globals(poutine.block(model, expose=list(sites)))
+
+    def forward(self, batch: Batch) -> Any:
+        """Sample the globals, then the cells' latents."""
+        if hasattr(self, "global_guide"):
+            self.global_guide(batch)
+        return self.locals(batch)

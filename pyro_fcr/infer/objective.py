@@ -1,0 +1,266 @@
+"""The objective: an ELBO by site, with penalties as factors around the guide."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import TraceMeanField_ELBO
+from pyro.poutine.util import site_is_factor, site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from pyro_fcr.penalties import Adversarial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pyro_fcr.data import Batch
+    from pyro_fcr.penalties import Head, Penalty
+
+__all__ = ["Objective", "ObservedHeads", "PenalisedGuide", "SiteELBO", "Terms", "Weighted"]
+
+
+class Weighted(NamedTuple):
+    """A penalty or a head with its weight, in nats per cell."""
+
+    part: Any
+    weight: float
+
+
+class Terms(NamedTuple):
+    """One evaluation of the objective, in nats per cell."""
+
+    loss: Tensor
+    """The scalar to be minimised."""
+
+    sites: dict[str, Tensor]
+    """Each site's unweighted contribution: log-densities, divergences (``kl.*``), penalties."""
+
+    draws: dict[str, Tensor]
+    """The guide's latent draws, detached, for critics to learn from."""
+
+
+class PenalisedGuide(nn.Module):
+    """A guide with penalties around it, each a ``pyro.factor``; swap the guide, keep the terms.
+
+    A factor in a guide adds to the loss (``has_rsample=True``: its gradient reaches the
+    encoders through the reparametrised draws). The factors stand outside the cell plate and
+    carry ``weight · n_cells``, so that a weight means nats per cell of an ELBO summed over
+    ``n_cells`` cells. The guide itself stays free of them: ``Predictive`` on it sees none.
+
+    Parameters
+    ----------
+    guide
+        Any guide called with a batch.
+    penalties
+        Penalty and weight by name.
+    """
+
+    def __init__(
+        self, guide: Callable[[Batch], Any], penalties: Mapping[str, Weighted]
+    ) -> None:
+        super().__init__()
+        self.guide = guide
+        self.penalties = nn.ModuleDict({name: w.part for name, w in penalties.items()})
+        self.weights = {name: w.weight for name, w in penalties.items()}
+        self.ramp = 1.0
+
+    def forward(self, batch: Batch) -> None:
+        """Sample the guide, then add one factor per penalty."""
+        with poutine.trace() as capture:
+            self.guide(batch)
+        sites = dict(capture.trace.iter_stochastic_nodes())
+        draws = {name: site["value"] for name, site in sites.items()}
+        for name, penalty in self.penalties.items():
+            if penalty.reads == "mean":
+                z = {name: site["fn"].mean for name, site in sites.items()}
+            else:
+                z = draws
+            scale = self.ramp * self.weights[name] * batch.n_cells
+            pyro.factor(name, scale * penalty(z, batch), has_rsample=True)
+
+
+class ObservedHeads(nn.Module):
+    """A model with heads around it, each an observed site in the cell plate.
+
+    Parameters
+    ----------
+    model
+        Any model called with a batch.
+    heads
+        Head and weight by name.
+    """
+
+    def __init__(self, model: Callable[[Batch], Any], heads: Mapping[str, Weighted]) -> None:
+        super().__init__()
+        self.model = model
+        self.heads = nn.ModuleDict({name: w.part for name, w in heads.items()})
+        self.weights = {name: w.weight for name, w in heads.items()}
+
+    def forward(self, batch: Batch) -> None:
+        """Run the model, then observe each head's label."""
+        with poutine.trace() as capture:
+            self.model(batch)
+        z = {name: site["value"] for name, site in capture.trace.iter_stochastic_nodes()}
+        for name, head in self.heads.items():
+            reading = head(z, batch)
+            with (
+                pyro.plate("cells", batch.n_cells, subsample=batch.index),
+                poutine.scale(scale=self.weights[name]),
+                poutine.mask(mask=reading.mask),
+            ):
+                pyro.sample(name, reading.distribution, obs=reading.value)
+
+
+class SiteELBO(TraceMeanField_ELBO):
+    """The mean-field ELBO, kept apart by site and without a host synchronisation.
+
+    Its value is that of ``TraceMeanField_ELBO``: the divergence of a latent is analytic where
+    one is registered for the pair and otherwise log q − log p at the draw.
+
+    Parameters
+    ----------
+    kl_weight
+        Factor on the divergences of the latents in the cell plate (annealing). Both forms of
+        divergence carry it.
+    """
+
+    def __init__(self, kl_weight: float = 1.0) -> None:
+        super().__init__()
+        self.kl_weight = kl_weight
+
+    def site_terms(
+        self, model: Callable[[Batch], Any], guide: Callable[[Batch], Any], batch: Batch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Return scaled log-densities, divergences and factors by site, and set the draws.
+
+        Returns
+        -------
+        tuple of dict
+            Observed sites' log-densities, latent sites' divergences, the guide's factors; all
+            scalars summed over ``batch.n_cells`` cells.
+        """
+        guide_trace = poutine.trace(guide).get_trace(batch)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
+        self.draws = {
+            name: site["value"].detach() for name, site in guide_trace.iter_stochastic_nodes()
+        }
+        observed, divergences, factors = {}, {}, {}
+        for name, site in model_trace.nodes.items():
+            if site["type"] != "sample" or site_is_subsample(site):
+                continue
+            if site["is_observed"]:
+                observed[name] = _log_prob_sum(site)
+            else:
+                divergences[name] = _divergence(guide_trace.nodes[name], site)
+        for name, site in guide_trace.nodes.items():
+            if site["type"] == "sample" and name not in model_trace.nodes:
+                if site_is_factor(site):
+                    factors[name] = site["fn"].log_factor.sum()
+                elif not site_is_subsample(site):
+                    factors[name] = _log_prob_sum(site)
+        self.local_sites = {
+            name
+            for name in divergences
+            if any(f.name == "cells" for f in model_trace.nodes[name]["cond_indep_stack"])
+        }
+        return observed, divergences, factors
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the negative ELBO, summed over ``batch.n_cells`` cells."""
+        observed, divergences, factors = self.site_terms(model, guide, *args, **kwargs)
+        return self.total(observed, divergences, factors)
+
+    def total(
+        self,
+        observed: Mapping[str, Tensor],
+        divergences: Mapping[str, Tensor],
+        factors: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Return −Σ log-densities + Σ weighted divergences + Σ factors."""
+        weights = {name: self.kl_weight if name in self.local_sites else 1.0 for name in divergences}
+        return (
+            -sum(observed.values())
+            + sum(weights[name] * value for name, value in divergences.items())
+            + sum(factors.values())
+        )
+
+
+class Objective(nn.Module):
+    """Model, guide, penalties and heads: everything that is trained, as one module.
+
+    Parameters
+    ----------
+    model, guide
+        Called with a batch.
+    penalties, heads
+        Weighted parts by site name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        guide: nn.Module,
+        *,
+        penalties: Mapping[str, Weighted],
+        heads: Mapping[str, Weighted],
+    ) -> None:
+        super().__init__()
+        self.model = ObservedHeads(model, heads)
+        self.guide = PenalisedGuide(guide, penalties)
+        self.elbo = SiteELBO()
+
+    @property
+    def critics(self) -> dict[str, Adversarial]:
+        """The penalties that train a critic of their own, by name."""
+        parts = self.guide.penalties.items()
+        return {name: part for name, part in parts if isinstance(part, Adversarial)}
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return what the ELBO step trains: all parameters but the critics'."""
+        critic = {id(p) for part in self.critics.values() for p in part.parameters()}
+        return [p for p in self.parameters() if id(p) not in critic]
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Return the critics' parameters."""
+        return [p for part in self.critics.values() for p in part.parameters()]
+
+    def forward(self, batch: Batch, *, kl_weight: float = 1.0, ramp: float = 1.0) -> Terms:
+        """Evaluate the objective on a minibatch, in nats per cell.
+
+        Parameters
+        ----------
+        batch
+            B cells standing for ``batch.n_cells``.
+        kl_weight
+            Annealing factor of the cells' divergences, 0 to 1.
+        ramp
+            Annealing factor of the penalties, 0 to 1.
+        """
+        self.elbo.kl_weight, self.guide.ramp = kl_weight, ramp
+        observed, divergences, factors = self.elbo.site_terms(self.model, self.guide, batch)
+        loss = self.elbo.total(observed, divergences, factors) / batch.n_cells
+        sites = {name: value.detach() / batch.n_cells for name, value in observed.items()}
+        sites |= {f"kl.{k}": v.detach() / batch.n_cells for k, v in divergences.items()}
+        for name, value in factors.items():
+            scale = ramp * self.guide.weights.get(name, 1.0) * batch.n_cells
+            sites[name] = value.detach() / scale if scale else torch.zeros_like(value)
+        return Terms(loss, sites, self.elbo.draws)
+
+
+def _log_prob_sum(site: dict[str, Any]) -> Tensor:
+    return dist.util.scale_and_mask(
+        site["fn"].log_prob(site["value"]), scale=site["scale"], mask=site["mask"]
+    ).sum()
+
+
+def _divergence(q: dict[str, Any], p: dict[str, Any]) -> Tensor:
+    try:
+        divergence = kl_divergence(q["fn"], p["fn"])
+    except NotImplementedError:
+        divergence = q["fn"].log_prob(q["value"]) - p["fn"].log_prob(q["value"])
+    return dist.util.scale_and_mask(divergence, scale=p["scale"], mask=p["mask"]).sum()

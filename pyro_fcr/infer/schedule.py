@@ -1,0 +1,106 @@
+"""Schedules: pure functions of the step, so that a resumed run needs no state of theirs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pyro_fcr.errors import FitError, sentence
+
+__all__ = ["Plan", "Settled"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train and how the annealed quantities move.
+
+    Parameters
+    ----------
+    steps
+        Number of optimiser steps.
+    learning_rate
+        Peak of the one-cycle learning rate.
+    rise
+        Fraction of the steps over which the learning rate rises to its peak; it then falls to
+        zero along a cosine.
+    kl_warmup
+        Fraction of the steps over which the weight of the cells' divergences rises to 1.
+    penalty_warmup
+        Fraction of the steps over which the penalties' weight rises to its full value.
+    clip
+        Largest gradient norm, in nats per cell.
+    weight_decay
+        Decoupled weight decay of the networks.
+    """
+
+    steps: int
+    learning_rate: float = 3e-3
+    rise: float = 0.1
+    kl_warmup: float = 0.1
+    penalty_warmup: float = 0.2
+    clip: float = 100.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise FitError(
+                sentence(
+                    "nothing to train",
+                    where="fit",
+                    expected="at least one step",
+                    got=f"{self.steps}",
+                    hint="raise max_epochs",
+                )
+            )
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate at a step (0-based)."""
+        rise = max(1, round(self.rise * self.steps))
+        if step < rise:
+            return self.learning_rate * (step + 1) / rise
+        progress = (step - rise) / max(1, self.steps - rise)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def kl_weight(self, step: int) -> float:
+        """Return the weight of the cells' divergences at a step."""
+        return _ramp(step, self.kl_warmup * self.steps)
+
+    def ramp(self, step: int) -> float:
+        """Return the factor on the penalties' weights at a step."""
+        return _ramp(step, self.penalty_warmup * self.steps)
+
+
+class Settled:
+    """Tells when every watched quantity has stopped moving.
+
+    The total ELBO is flat long before the factors separate, so each block's divergence is
+    watched on its own: training has settled when, over ``patience`` evaluations, none of them
+    moved by more than ``tolerance`` of its size.
+
+    Parameters
+    ----------
+    patience
+        Number of evaluations to look back.
+    tolerance
+        Largest relative change that counts as still.
+    """
+
+    def __init__(self, *, patience: int = 5, tolerance: float = 0.01) -> None:
+        self.patience, self.tolerance = patience, tolerance
+        self.settled = False
+        self._seen: list[dict[str, float]] = []
+
+    def update(self, values: dict[str, float]) -> bool:
+        """Add an evaluation and tell whether everything has settled, now or before."""
+        self._seen = [*self._seen, dict(values)][-(self.patience + 1) :]
+        still = len(self._seen) > self.patience and all(
+            max(past[name] for past in self._seen) - min(past[name] for past in self._seen)
+            <= self.tolerance * max(abs(value), 0.01)
+            for name, value in values.items()
+        )
+        self.settled = self.settled or still
+        return self.settled
+
+
+def _ramp(step: int, length: float) -> float:
+    return 1.0 if length <= 0 else min(1.0, (step + 1) / length)

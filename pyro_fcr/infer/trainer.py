@@ -1,0 +1,296 @@
+"""The training loop: one guide run per step serves the ELBO, the penalties and the critics."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pyro
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pyro_fcr.errors import NonFiniteError, sentence
+from pyro_fcr.infer.schedule import Settled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from pyro_fcr.data import Batch, BatchSource
+    from pyro_fcr.infer.objective import Objective, Terms
+    from pyro_fcr.infer.schedule import Plan
+
+from pyro_fcr.infer.checkpoint import load_checkpoint, save_checkpoint
+
+__all__ = ["Trainer", "resolve_device"]
+
+CRITIC_LEARNING_RATE = 1e-3
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Return a device from its name; ``"auto"`` takes CUDA, then MPS, then the CPU."""
+    if str(device) != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+class Trainer:
+    """Trains an objective on a source of batches.
+
+    Parameters
+    ----------
+    objective
+        What is trained; its parts must already be initialised (AutoGuides run once).
+    plan
+        Steps and schedules.
+    seed
+        Governs draws and permutations; the global random state is left as it was.
+    device
+        Where to train.
+    checkpoint
+        File prefix of checkpoints, written every ``checkpoint_every`` epochs; none if ``None``.
+    checkpoint_every
+        Epochs between checkpoints.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        plan: Plan,
+        *,
+        seed: int = 0,
+        device: torch.device | None = None,
+        checkpoint: Path | None = None,
+        checkpoint_every: int = 10,
+    ) -> None:
+        self.objective, self.plan, self.seed = objective, plan, seed
+        self.device = device or torch.device("cpu")
+        self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
+        objective.to(self.device)
+        self.optimiser = torch.optim.AdamW(
+            objective.encoder_parameters(),
+            lr=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+            foreach=True,
+        )
+        critic = objective.critic_parameters()
+        self.critic_optimiser = (
+            torch.optim.Adam(critic, lr=CRITIC_LEARNING_RATE, foreach=True) if critic else None
+        )
+        self.step_count = 0
+        self.epoch = 0
+        self.rows: list[dict[str, float]] = []
+
+    def fit(
+        self,
+        source: BatchSource,
+        *,
+        valid: BatchSource | None = None,
+        validate_every: int = 1,
+        settle: Settled | None = None,
+        resume: bool = False,
+        progress: bool = True,
+    ) -> pd.DataFrame:
+        """Train until the plan's steps are done, or earlier where everything has settled.
+
+        Parameters
+        ----------
+        source
+            Training batches.
+        valid
+            Held-out batches, evaluated every ``validate_every`` epochs and once at the end.
+        validate_every
+            Epochs between evaluations of ``valid``.
+        settle
+            Stopping rule; ``None`` runs the whole plan and keeps its last weights. Once the
+            held-out divergence of every block has settled, the weights with the lowest held-out
+            loss from there on are kept; training stops after ``settle.patience`` evaluations
+            without a lower one, and the kept weights are restored.
+        resume
+            Continue from the checkpoint, if there is one.
+        progress
+            Whether to show a bar.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per epoch; a column per site, penalty and critic accuracy, in nats per cell.
+
+        Raises
+        ------
+        NonFiniteError
+            If the loss or its gradient is not finite; the weights are those before the step.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), pyro.settings.context(
+            validate_distributions_pyro=False, validate_distributions_torch=False,
+            validate_poutine=False, validate_infer=False,
+        ):  # fmt: skip
+            torch.manual_seed(self.seed)
+            if resume and self.checkpoint is not None:
+                load_checkpoint(self, self.checkpoint)
+            bar = tqdm(total=self.plan.steps, initial=self.step_count, disable=not progress,
+                       desc="fit", unit="step", mininterval=0.5)  # fmt: skip
+            with bar:
+                self._epochs(source, valid, validate_every, settle, bar)
+        return self.history
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per finished epoch."""
+        return pd.DataFrame(self.rows).set_index("epoch") if self.rows else pd.DataFrame()
+
+    def _epochs(
+        self,
+        source: BatchSource,
+        valid: BatchSource | None,
+        validate_every: int,
+        settle: Settled | None,
+        bar: tqdm,
+    ) -> None:
+        best = BestWeights()
+        while self.step_count < self.plan.steps:
+            row = self._epoch(source, bar)
+            last = self.step_count >= self.plan.steps
+            if valid is not None and (last or self.epoch % validate_every == 0):
+                held_out = self.evaluate(valid)
+                row |= {f"valid.{name}": value for name, value in held_out.items()}
+                if settle is not None and settle.update(_watched(held_out)):
+                    best.offer(held_out["loss"], self.objective)
+            self.rows.append(row)
+            bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if _worth_showing(k)})
+            if self.checkpoint is not None and (last or self.epoch % self.checkpoint_every == 0):
+                save_checkpoint(self, self.checkpoint)
+            if settle is not None and best.refused >= settle.patience:
+                break
+        best.restore(self.objective)
+
+    def _epoch(self, source: BatchSource, bar: tqdm) -> dict[str, float]:
+        start, n_steps = time.perf_counter(), 0
+        totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        self.objective.train()
+        for batch in source.batches(epoch=self.epoch, rank=0, world=1):
+            if self.step_count >= self.plan.steps:
+                break
+            for name, value in self.step(batch.to(self.device)).items():
+                totals[name] += value
+            n_steps += 1
+            bar.update()
+        self.epoch += 1
+        return {
+            "epoch": self.epoch,
+            "step": self.step_count,
+            "learning_rate": self.plan.rate(self.step_count - 1),
+            "seconds": time.perf_counter() - start,
+            **{name: float(value) / n_steps for name, value in totals.items()},
+        }
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one step on a batch and return its terms, in nats per cell."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.plan.rate(self.step_count)
+        for part in self.objective.critics.values():
+            part.requires_grad_(False)
+        terms = self.objective(
+            batch,
+            kl_weight=self.plan.kl_weight(self.step_count),
+            ramp=self.plan.ramp(self.step_count),
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        terms.loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.objective.encoder_parameters(), self.plan.clip)
+        if not torch.isfinite(norm):
+            raise self._explain(batch, terms)
+        self.optimiser.step()
+        self.step_count += 1
+        record = {"loss": terms.loss.detach(), **terms.sites, "gradient_norm": norm}
+        return record | self._train_critics(terms.draws, batch)
+
+    def _train_critics(self, draws: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        if self.critic_optimiser is None:
+            return {}
+        losses, accuracies = [], {}
+        for name, part in self.objective.critics.items():
+            part.requires_grad_(True)
+            loss, accuracy = part.critic_loss(draws, batch)
+            losses.append(loss)
+            accuracies[f"accuracy.{name}"] = accuracy.detach()
+        self.critic_optimiser.zero_grad(set_to_none=True)
+        torch.stack(losses).sum().backward()
+        self.critic_optimiser.step()
+        return accuracies
+
+    @torch.no_grad()
+    def evaluate(self, source: BatchSource) -> dict[str, float]:
+        """Return the terms on held-out batches at full weights, averaged over cells."""
+        self.objective.eval()
+        totals: dict[str, float] = defaultdict(float)
+        n_cells = 0
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            for batch in _on(source.batches(epoch=0, rank=0, world=1), self.device):
+                terms = self.objective(batch)
+                for name, value in {"loss": terms.loss, **terms.sites}.items():
+                    totals[name] += float(value) * len(batch)
+                n_cells += len(batch)
+        self.objective.train()
+        return {name: value / n_cells for name, value in totals.items()}
+
+    def _explain(self, batch: Batch, terms: Terms) -> NonFiniteError:
+        bad = [name for name, value in terms.sites.items() if not torch.isfinite(value)]
+        with torch.no_grad():
+            cells = [
+                int(batch.index[i])
+                for i in range(len(batch))
+                if not torch.isfinite(self.objective(batch.rows(torch.tensor([i]))).loss)
+            ]
+        where = f"epoch {self.epoch + 1}, step {self.step_count + 1}"
+        return NonFiniteError(
+            sentence(
+                f"the objective is not finite at {'site ' + ', '.join(bad) if bad else 'its gradient'}"
+                f", cells {cells[:5] or 'none alone'}",
+                where=where,
+                expected="a finite loss and gradient",
+                got=f"loss {float(terms.loss):.4g}",
+                hint="the weights before this step are kept; try a lower learning_rate or look at "
+                "the cells named",
+            )
+        )
+
+
+def _on(batches: Iterable[Batch], device: torch.device) -> Iterable[Batch]:
+    return (batch.to(device) for batch in batches)
+
+
+class BestWeights:
+    """Keeps the weights with the lowest loss among those it is offered."""
+
+    def __init__(self) -> None:
+        self.loss, self.refused = float("inf"), 0
+        self._weights: dict[str, Tensor] | None = None
+
+    def offer(self, loss: float, module: nn.Module) -> None:
+        """Keep the module's weights if the loss is the lowest so far."""
+        if loss < self.loss:
+            self.loss, self.refused = loss, 0
+            self._weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        else:
+            self.refused += 1
+
+    def restore(self, module: nn.Module) -> None:
+        """Put the best weights back, if any were kept."""
+        if self._weights is not None:
+            module.load_state_dict(self._weights)
+
+
+def _watched(terms: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in terms.items() if name.startswith(("kl.", "leakage."))}
+
+
+def _worth_showing(name: str) -> bool:
+    return name in ("loss", "valid.loss") or name.startswith(("kl.", "accuracy."))

@@ -1,0 +1,57 @@
+"""What a likelihood promises."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from pyro_fcr.nn import Part
+
+if TYPE_CHECKING:
+    from pyro.distributions import TorchDistribution
+    from torch import Tensor
+
+    from pyro_fcr.data import Batch
+
+__all__ = ["Likelihood", "log_mean_counts"]
+
+
+class Likelihood(Part):
+    """The distribution of a cell's genes given what the decoder made of its latents."""
+
+    channels: ClassVar[int] = 1
+    """How many decoder outputs the likelihood reads per gene."""
+
+    reads_counts: ClassVar[bool] = True
+    """Whether observations must be non-negative integers."""
+
+    def bind(self, n_genes: int) -> None:
+        """Make the parameters that belong to genes; nothing by default."""
+
+    @abstractmethod
+    def forward(self, decoded: Tensor, batch: Batch) -> TorchDistribution:
+        """Return the distribution of the observations.
+
+        Parameters
+        ----------
+        decoded
+            Shape (..., B, ``channels`` · G): the decoder's output.
+        batch
+            B cells.
+
+        Returns
+        -------
+        TorchDistribution
+            Batch shape (..., B), event shape (G,).
+        """
+
+    def features(self, batch: Batch) -> Tensor:
+        """Return what encoders read of a cell, shape (B, G): log1p of counts per 10⁴ molecules."""
+        return torch.log1p(batch.counts * (1e4 / batch.library.clamp_min(1.0))[:, None])
+
+
+def log_mean_counts(decoded: Tensor, batch: Batch) -> Tensor:
+    """Return log μ: the library size shared among the genes by a softmax; shape (..., B, G)."""
+    return decoded.log_softmax(-1) + batch.library.log()[:, None]

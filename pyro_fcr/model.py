@@ -1,0 +1,133 @@
+"""The one generative skeleton."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_fcr.nn import MLP, LocalModule, touch_globals
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pyro.distributions as dist
+
+    from pyro_fcr.data import Batch
+    from pyro_fcr.likelihoods import Likelihood
+    from pyro_fcr.priors import Block, Prior
+
+__all__ = ["OBSERVATION", "Decoder", "LatentModel", "global_sites"]
+
+OBSERVATION = "counts"
+"""Name of the observed site."""
+
+
+class Decoder(nn.Module):
+    """From all latent blocks (and, if asked, the technical batch) to the genes.
+
+    Parameters
+    ----------
+    n_latent
+        Total latent dimensions.
+    n_out
+        Outputs: genes times the likelihood's channels.
+    hidden
+        Widths of the hidden layers.
+    n_batches
+        Number of technical batches whose one-hot code enters beside the latents; 0 for none.
+    """
+
+    def __init__(
+        self, n_latent: int, n_out: int, *, hidden: Sequence[int] = (128, 128), n_batches: int = 0
+    ) -> None:
+        super().__init__()
+        self.n_batches = n_batches
+        self.network = MLP(n_latent + n_batches, n_out, hidden=hidden)
+
+    def forward(self, z: Tensor, batch: Batch) -> Tensor:
+        """Map latents (..., B, n_latent) to (..., B, n_out)."""
+        if self.n_batches:
+            code = F.one_hot(batch.batch, self.n_batches).to(z.dtype)
+            z = torch.cat([z, code.expand(*z.shape[:-1], -1)], dim=-1)
+        return self.network(z)
+
+
+class LatentModel(LocalModule):
+    """Conditional priors, a decoder and a likelihood: the generative half of every system.
+
+    ::
+
+        condition of the cell ──> z_1, ..., z_K  (one site per block)
+                                       │
+                                    decoder ──> likelihood ──> counts
+
+    The model is plain Pyro: trace it, condition it, hand it to ``Predictive`` or ``NUTS``.
+
+    Parameters
+    ----------
+    blocks
+        The latent blocks in decoding order.
+    priors
+        A bound prior per block, by the block's name.
+    decoder
+        Maps the concatenated latents to the likelihood's input.
+    likelihood
+        A bound likelihood.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        *,
+        priors: Mapping[str, Prior],
+        decoder: Decoder,
+        likelihood: Likelihood,
+    ) -> None:
+        super().__init__()
+        self.blocks = tuple(blocks)
+        self.priors = PyroModule[nn.ModuleDict]({block.name: priors[block.name] for block in blocks})
+        self.decoder = decoder
+        self.likelihood = likelihood
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Run the generative process on B cells and return their counts, shape (B, G).
+
+        The cell plate stands for ``batch.n_cells`` cells and is scaled accordingly.
+        """
+        touch_globals(self)
+        with pyro.plate("cells", batch.n_cells, subsample=batch.index):
+            z = {
+                block.name: pyro.sample(block.name, self.priors[block.name](batch))
+                for block in self.blocks
+            }
+            return pyro.sample(OBSERVATION, self.observation(z, batch), obs=batch.counts)
+
+    def observation(self, z: Mapping[str, Tensor], batch: Batch) -> dist.TorchDistribution:
+        """Return the distribution of the counts given latents.
+
+        Parameters
+        ----------
+        z
+            One tensor (..., B, d) per block.
+        batch
+            B cells; their library sizes and technical batches are read.
+        """
+        latents = torch.cat([z[block.name] for block in self.blocks], dim=-1)
+        return self.likelihood(self.decoder(latents, batch), batch)
+
+
+def global_sites(model: LatentModel, batch: Batch) -> list[str]:
+    """Return the names of the model's latent variables outside the cell plate."""
+    with torch.no_grad():
+        trace = poutine.trace(model).get_trace(batch)
+    return [
+        name
+        for name, site in trace.iter_stochastic_nodes()
+        if not any(frame.name == "cells" for frame in site["cond_indep_stack"])
+    ]

@@ -1,0 +1,112 @@
+"""The networks: several encoders fused into one pass, and a decoder."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["MLP", "ParallelMLP"]
+
+
+class MLP(nn.Module):
+    """Fully connected layers with layer normalisation and GELU between them.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Sizes of the last axis of input and output.
+    hidden
+        Widths of the hidden layers; empty for a linear map.
+
+    Examples
+    --------
+    >>> MLP(3, 2, hidden=(8,))(torch.zeros(5, 3)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(self, n_in: int, n_out: int, *, hidden: Sequence[int] = (128,)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [nn.Linear(n_in, width), nn.LayerNorm(width), nn.GELU()]
+            n_in = width
+        self.layers = nn.Sequential(*layers, nn.Linear(n_in, n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., n_in) to (..., n_out)."""
+        return self.layers(x)
+
+
+class ParallelMLP(nn.Module):
+    """K independent MLPs over the same input, evaluated together.
+
+    The first layers read the same genes, so they are one matrix product; the deeper layers are
+    batched ones. The result equals K separate networks, at a fraction of the calls.
+
+    Parameters
+    ----------
+    n_in
+        Number of input features, shared.
+    n_out
+        One output size per network.
+    width
+        Hidden width of each network.
+    depth
+        Number of hidden layers, at least 1.
+    """
+
+    def __init__(self, n_in: int, n_out: Sequence[int], *, width: int = 128, depth: int = 2) -> None:
+        super().__init__()
+        self.n_networks, self.width, self.n_out = len(n_out), width, tuple(n_out)
+        self.first = nn.Linear(n_in, self.n_networks * width)
+        self.norms_kd = nn.ParameterList(
+            nn.Parameter(torch.stack([torch.ones(self.n_networks, width),
+                                      torch.zeros(self.n_networks, width)]))
+            for _ in range(depth)
+        )  # fmt: skip
+        self.weights_kdd = nn.ParameterList(
+            nn.Parameter(_uniform(width, self.n_networks, width, width)) for _ in range(depth - 1)
+        )
+        self.biases_kd = nn.ParameterList(
+            nn.Parameter(_uniform(width, self.n_networks, 1, width)) for _ in range(depth - 1)
+        )
+        widest = max(n_out)
+        self.last_weight_kdo = nn.Parameter(_uniform(width, self.n_networks, width, widest))
+        self.last_bias_ko = nn.Parameter(torch.zeros(self.n_networks, 1, widest))
+
+    def forward(self, x: Tensor, shift_kd: Tensor | None = None) -> list[Tensor]:
+        """Return one output of shape (B, n_out[k]) per network.
+
+        Parameters
+        ----------
+        x
+            Shape (B, n_in).
+        shift_kd
+            Shape (B, K · width), added to the first layers' pre-activations: what each network
+            reads besides the shared input.
+        """
+        first = self.first(x) if shift_kd is None else self.first(x) + shift_kd
+        hidden = first.unflatten(-1, (self.n_networks, self.width)).transpose(0, 1)
+        hidden = self._activate(hidden, 0)
+        for layer, (weight, bias) in enumerate(
+            zip(self.weights_kdd, self.biases_kd, strict=True), 1
+        ):
+            hidden = self._activate(torch.baddbmm(bias, hidden, weight), layer)
+        out = torch.baddbmm(self.last_bias_ko, hidden, self.last_weight_kdo)
+        return [out[k, :, :size] for k, size in enumerate(self.n_out)]
+
+    def _activate(self, hidden: Tensor, layer: int) -> Tensor:
+        gain, bias = self.norms_kd[layer].unsqueeze(2)
+        return F.gelu(F.layer_norm(hidden, (self.width,)) * gain + bias)
+
+
+def _uniform(fan_in: int, *shape: int) -> Tensor:
+    bound = 1 / math.sqrt(fan_in)
+    return torch.empty(*shape).uniform_(-bound, bound)

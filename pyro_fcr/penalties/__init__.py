@@ -1,0 +1,17 @@
+"""Independence penalties and heads, each giving one term of the objective."""
+
+from pyro_fcr.penalties.base import Adversarial, Penalty, permute_within
+from pyro_fcr.penalties.discriminator import PermutationDiscriminator
+from pyro_fcr.penalties.heads import CovariateHead, Head, Reading, TreatmentHead, match_controls
+
+__all__ = [
+    "Adversarial",
+    "CovariateHead",
+    "Head",
+    "Penalty",
+    "PermutationDiscriminator",
+    "Reading",
+    "TreatmentHead",
+    "match_controls",
+    "permute_within",
+]

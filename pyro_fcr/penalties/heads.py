@@ -1,0 +1,123 @@
+"""Heads: labels read back from the latents, as observed sites."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
+
+import pyro.distributions as dist
+import torch
+
+from pyro_fcr.nn import MLP, Part
+from pyro_fcr.penalties.base import n_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from pyro_fcr.data import Batch, Design
+    from pyro_fcr.priors import Block
+
+__all__ = ["CovariateHead", "Head", "Reading", "TreatmentHead", "match_controls"]
+
+
+class Reading(NamedTuple):
+    """What a head observes: a distribution over labels, the labels, and which cells count."""
+
+    distribution: dist.TorchDistribution
+    value: Tensor
+    mask: Tensor
+
+
+class Head(Part):
+    """A label's distribution given latents: an observed site beside the counts."""
+
+    def bind(self, blocks: Sequence[Block], design: Design) -> None:
+        """Size the head; nothing by default."""
+
+    @abstractmethod
+    def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Reading:
+        """Return what is observed for B cells; every tensor has shape (B,)."""
+
+
+class CovariateHead(Head):
+    """p(x | z_x): the joint covariate group is read from one block.
+
+    Parameters
+    ----------
+    block
+        The block to read.
+    """
+
+    def __init__(self, block: str = "z_x") -> None:
+        super().__init__()
+        self.block = block
+
+    def bind(self, blocks: Sequence[Block], design: Design) -> None:
+        """Make the classifier."""
+        size = next(block.size for block in blocks if block.name == self.block)
+        self.classifier = MLP(size, n_groups("covariates", design), hidden=(64,))
+
+    def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Reading:
+        """Return the covariate's distribution, its value and the cells whose group is known."""
+        label = batch.covariate_id
+        logits = self.classifier(z[self.block])
+        return Reading(dist.Categorical(logits=logits), label.clamp_min(0), label >= 0)
+
+
+class TreatmentHead(Head):
+    """p(t | the change of (z_t, z_tx) against a matched control of the same covariates).
+
+    The matched control is a control cell drawn from the same minibatch and covariate group; a
+    cell without one is left out.
+
+    Parameters
+    ----------
+    blocks
+        The blocks whose difference to the control is read.
+    """
+
+    def __init__(self, blocks: Sequence[str] = ("z_t", "z_tx")) -> None:
+        super().__init__()
+        self.blocks = tuple(blocks)
+
+    def bind(self, blocks: Sequence[Block], design: Design) -> None:
+        """Make the classifier."""
+        size = sum(block.size for block in blocks if block.name in self.blocks)
+        self.classifier = MLP(size, n_groups("treatment", design), hidden=(64,))
+
+    def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Reading:
+        """Return the treatment's distribution, its value and the cells that have a match."""
+        control = match_controls(batch)
+        latents = torch.cat([z[name] for name in self.blocks], dim=-1)
+        logits = self.classifier(latents - latents[control.clamp_min(0)])
+        label = batch.treatment_id
+        mask = (label >= 0) & (control >= 0)
+        return Reading(dist.Categorical(logits=logits), label.clamp_min(0), mask)
+
+
+def match_controls(batch: Batch) -> Tensor:
+    """Return for each cell a random control cell of the same covariate group in the batch.
+
+    Parameters
+    ----------
+    batch
+        B cells.
+
+    Returns
+    -------
+    Tensor
+        Shape (B,), int64: positions in the batch; -1 where the group has no control.
+    """
+    group, is_control = batch.covariate_id, batch.treatment_id == 0
+    # Controls first, sorted by group; then a uniform pick inside the group's run of them.
+    order = torch.argsort(group + (~is_control) * (group.max() + 2), stable=True)
+    n = is_control.sum()
+    control_groups = torch.where(
+        torch.arange(len(group), device=group.device) < n, group[order], group.max() + 1
+    )
+    start = torch.searchsorted(control_groups, group, right=False)
+    stop = torch.searchsorted(control_groups, group, right=True)
+    pick = start + (torch.rand(len(group), device=group.device) * (stop - start)).long()
+    return torch.where(stop > start, order[pick.clamp(max=len(group) - 1)], -1)

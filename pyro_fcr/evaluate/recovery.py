@@ -483,9 +483,11 @@ def _mcc(
 
 def _correlation(x: Floats, y: Floats) -> Floats:
     x, y = x - x.mean(0), y - y.mean(0)
-    norm = np.sqrt((x**2).sum(0))[:, None] * np.sqrt((y**2).sum(0))[None]
-    # A component without variance correlates with nothing.
-    return np.where(norm > 1e-12, np.abs(x.T @ y) / np.maximum(norm, 1e-12), 0.0)
+    sd_x, sd_y = x.std(0), y.std(0)
+    # A component without variance correlates with nothing, whatever rounding left of it.
+    live = (sd_x > 1e-8)[:, None] & (sd_y > 1e-8)[None]
+    norm = np.where(live, len(x) * sd_x[:, None] * sd_y[None], 1.0)
+    return np.where(live, np.abs(x.T @ y) / norm, 0.0)
 
 
 def _linear(

@@ -68,6 +68,8 @@ class Certificate:
     effect, effect_upper
         Interaction along the weakest direction (root mean square over contrasts, in standard
         deviations of one cell), noise subtracted, and its 95 % upper bound.
+    detectable
+        The effect that the test finds with 80 % power, in the same unit.
     threshold
         The effect below which a direction counts as absent.
     """
@@ -83,6 +85,7 @@ class Certificate:
     p_value: float
     effect: float
     effect_upper: float
+    detectable: float
     threshold: float
 
     @property
@@ -205,8 +208,9 @@ def rank_certificate(
 
     The verdict is "not identified" when there are fewer contrasts than 2n, when K is deficient
     to machine precision, or when the weakest interaction is below ``threshold`` with 95 %
-    confidence; "identified" when it is above the noise (p < alpha) and not below the threshold;
-    "undetermined" otherwise, and always when no replicates say how noisy the parameters are.
+    confidence in a test with 80 % power at the threshold; "identified" when it is above the noise
+    (p < alpha) and not below the threshold; "undetermined" otherwise, and always when no
+    replicates say how noisy the parameters are.
 
     Parameters
     ----------
@@ -266,6 +270,7 @@ def rank_certificate(
         "p_value": nan,
         "effect": float(sigma[-1]),
         "effect_upper": nan,
+        "detectable": nan,
         "threshold": threshold,
     }
     if rows < columns:
@@ -299,14 +304,22 @@ def rank_certificate(
     scale_of_effect = np.sqrt(cells * rows)
     effect = float(np.sqrt(max(statistic - freedom, 0.0)) / scale_of_effect)
     upper = float(np.sqrt(_noncentrality_upper(statistic, freedom)) / scale_of_effect)
-    numbers.update(statistic=statistic, p_value=p_value, effect=effect, effect_upper=upper)
+    detectable = float(np.sqrt(_noncentrality_detectable(freedom, alpha)) / scale_of_effect)
+    numbers.update(
+        statistic=statistic,
+        p_value=p_value,
+        effect=effect,
+        effect_upper=upper,
+        detectable=detectable,
+    )
     if p_value < alpha and effect >= threshold:
         return Certificate(
             verdict="identified",
             reason="interaction reaches every direction, beyond its noise",
             **numbers,
         )
-    if upper < threshold:
+    # Minimising over directions biases J down: with little power a low J proves nothing.
+    if max(upper, detectable) < threshold:
         return Certificate(
             verdict="not identified",
             reason="at least one direction shows no interaction worth the name",
@@ -314,7 +327,8 @@ def rank_certificate(
         )
     return Certificate(
         verdict="undetermined",
-        reason="the weakest interaction cannot be told from noise or from the threshold",
+        reason=f"the weakest interaction cannot be told from noise (this design detects "
+        f"{detectable:.2f}) or from the threshold of {threshold:g}",
         **numbers,
     )
 
@@ -508,3 +522,13 @@ def _noncentrality_upper(statistic: float, freedom: int) -> float:
         return 0.0
     high = max(4.0 * statistic, 10.0) + 40.0
     return float(optimize.brentq(excess, 1e-12, high))
+
+
+def _noncentrality_detectable(freedom: int, alpha: float, power: float = 0.8) -> float:
+    """Noncentrality that a chi-square test of level alpha finds with the given power."""
+    critical = stats.chi2.isf(alpha, freedom)
+
+    def excess(value: float) -> float:
+        return float(stats.ncx2.sf(critical, freedom, value)) - power
+
+    return float(optimize.brentq(excess, 1e-9, 20.0 + 10.0 * np.sqrt(freedom)))

@@ -80,7 +80,8 @@ def recovery(
     * ``mcc``: absolute Pearson correlation, components matched by the Hungarian method on one
       half of the cells and scored on the other; mean over the true components (a component that
       finds no partner scores 0). For blocks of the same name.
-    * ``mcc_nl``: the same with :math:`\sqrt{\max(0, R^2)}` of one-dimensional kernel ridge.
+    * ``mcc_nl``: the same with :math:`\sqrt{\max(0, R^2)}` of one-dimensional kernel ridge, whose
+      cross-fitted values serve the matching and the score alike.
     * ``r2``: kernel ridge from an estimated block to a true one, variance-weighted. The diagonal
       is recovery, what lies off it is leakage.
 

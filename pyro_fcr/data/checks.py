@@ -276,8 +276,9 @@ def _locate(adata: AnnData, layer: str | None) -> Any:
                 hint=_end(nearest(layer, known, "name a layer there is, or counts=None for X")),
             )
         )
-    # X of a backed AnnData is looked up block by block instead: a view would load all of it.
-    if layer is None and adata.isbacked:
+    # X on disk is read block by block; a view of it is not, since views of views of a backed
+    # AnnData do not exist, and loads its own cells alone.
+    if layer is None and adata.isbacked and not adata.is_view:
         return None
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:

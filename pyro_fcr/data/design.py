@@ -53,7 +53,8 @@ class Design:
     treatments
         Single treatments in column order, T; the control is none of them.
     treatment_keys
-        Treatment groups, each as sorted (part, dose) pairs; group 0 is the control, ``()``.
+        Treatment groups in order of label and dose, each as sorted (part, dose) pairs; group 0
+        is the control, ``()``.
     covariates
         Levels of each covariate, sorted as strings.
     covariate_levels
@@ -118,7 +119,11 @@ class Design:
         parts = {part for key in keys for part, _ in key}
         if schema.treatment is not None:
             _check_treatments(keys, schema, adata.obs)
-        groups: list[Key] = [(), *sorted(key for key in set(keys) if key)]
+        # By label, then by dose.
+        treated = sorted(
+            (key for key in keys if key), key=lambda key: tuple(zip(*key, strict=True))
+        )
+        groups: list[Key] = [(), *treated]
         codes, covariates = [], {}
         for name in schema.covariates:
             code, levels = checks.labels(adata.obs, name, role="covariate")

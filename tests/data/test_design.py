@@ -301,6 +301,17 @@ def test_do_refuses_what_it_does_not_know(changes, error, match):
         design.do(design.encode(adata), changes)
 
 
+def test_do_on_one_of_two_unknown_covariates_leaves_their_combination_unknown():
+    adata = plain(donor=["p", "q"] * 10)
+    schema = Schema(treatment="drug", control="none", covariates=["line", "donor"])
+    design = quietly(adata, schema)
+    del adata.obs["donor"], adata.obs["line"]
+    cells = design.encode(adata, labels="optional")
+    half = design.do(cells, {"line": "u"})
+    assert set(half.covariate_id) == {-1}
+    assert set(design.do(half, {"donor": "p"}).covariate_id) == {0}
+
+
 def test_do_sets_the_batch():
     adata = plain(lane=["2", "1"] * 10)
     schema = Schema(treatment="drug", control="none", covariates="line", batch="lane")

@@ -141,6 +141,16 @@ def test_entries_listed_twice_are_summed_and_left_as_they_are():
     assert adata.X.nnz == N + 1
 
 
+def test_a_stored_zero_is_not_kept():
+    matrix = sparse.csr_matrix(COUNTS.astype("float32"))
+    matrix.data[matrix.indices == 4] = 0
+    adata = wrap(matrix)
+    with pytest.warns(UserWarning, match="'g4'"):
+        cells = Design.fit(adata, SCHEMA).encode(adata)
+    assert cells.counts.nnz == np.delete(COUNTS, 4, axis=1).astype(bool).sum()
+    assert adata.X.nnz == COUNTS.astype(bool).sum()
+
+
 def test_a_stored_zero_is_no_count():
     matrix = sparse.csr_matrix(COUNTS.astype("float32"))
     matrix.data[matrix.indptr[3] : matrix.indptr[4]] = 0

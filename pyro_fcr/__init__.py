@@ -1,7 +1,33 @@
 """Factorised causal representations of single cells, in Pyro."""
 
-from pyro_fcr.data import Schema, splits
-from pyro_fcr.priors import Prior
+from pyro_fcr import datasets, evaluate, guides, likelihoods, penalties, priors, simulate
+from pyro_fcr.analysis.posterior import to_arviz
+from pyro_fcr.data import Design, Schema, Split, splits
+from pyro_fcr.estimator import load
+from pyro_fcr.guides import Guide
+from pyro_fcr.likelihoods import Likelihood
+from pyro_fcr.penalties import Penalty
+from pyro_fcr.priors import Block, Prior
 from pyro_fcr.systems import FCR
 
-__all__ = ["FCR", "Prior", "Schema", "splits"]
+__all__ = [
+    "FCR",
+    "Block",
+    "Design",
+    "Guide",
+    "Likelihood",
+    "Penalty",
+    "Prior",
+    "Schema",
+    "Split",
+    "datasets",
+    "evaluate",
+    "guides",
+    "likelihoods",
+    "load",
+    "penalties",
+    "priors",
+    "simulate",
+    "splits",
+    "to_arviz",
+]

@@ -14,7 +14,8 @@ from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.guides import Composed, Guide, check_coverage
 from pyro_fcr.infer import Objective, Weighted
 from pyro_fcr.infer.slots import check_priors, check_terms
-from pyro_fcr.model import Decoder, LatentModel, global_sites
+from pyro_fcr.model import LatentModel, global_sites
+from pyro_fcr.nn import Decoder
 from pyro_fcr.penalties import Head, Penalty
 from pyro_fcr.priors import Prior
 
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pyro_fcr.data import Batch, Design
-    from pyro_fcr.likelihoods import Likelihood
+    from pyro_fcr.likelihoods import GeneStatistics, Likelihood
     from pyro_fcr.priors import Block
 
 __all__ = ["Declaration", "Recipe", "assemble"]
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -76,7 +78,13 @@ class Recipe:
 
 
 def assemble(
-    declaration: Declaration, recipe: Recipe, design: Design, batch: Batch, *, seed: int
+    declaration: Declaration,
+    recipe: Recipe,
+    design: Design,
+    batch: Batch,
+    genes: GeneStatistics,
+    *,
+    seed: int,
 ) -> tuple[LatentModel, nn.Module, Objective]:
     """Build model, guide and objective with weights that depend on the seed alone.
 
@@ -93,6 +101,8 @@ def assemble(
         The experiment.
     batch
         A few cells; the slots are checked on them.
+    genes
+        Moments of the training data: encoders standardise by them, the decoder starts at them.
     seed
         Governs the initial weights; the global random state is left as it was.
 
@@ -112,9 +122,11 @@ def assemble(
             hidden=recipe.hidden,
             n_batches=design.n_batches if recipe.batch_in_decoder else 0,
         )
+        with torch.no_grad():
+            decoder.linear.bias.copy_(likelihood.start(genes.rate))
         model = LatentModel(blocks, priors=priors, decoder=decoder, likelihood=likelihood)
         check_priors(blocks, model.priors, batch)
-        guide = _bound_guide(recipe.guide, model, design, batch)
+        guide = _bound_guide(recipe.guide, model, design, batch, genes)
         check_coverage(model, guide, batch)
         penalties, heads = _bound_terms(declaration, recipe, design)
         objective = Objective(model, guide, penalties=penalties, heads=heads)
@@ -141,12 +153,14 @@ def _bound_priors(declaration: Declaration, recipe: Recipe, design: Design) -> d
     return priors
 
 
-def _bound_guide(given: Any, model: LatentModel, design: Design, batch: Batch) -> nn.Module:
+def _bound_guide(
+    given: Any, model: LatentModel, design: Design, batch: Batch, genes: GeneStatistics
+) -> nn.Module:
     guide = copy.deepcopy(given)
     if guide is None or (isinstance(guide, Guide) and not isinstance(guide, Composed)):
         guide = Composed(locals=guide)
     if isinstance(guide, Guide):
-        guide.bind(model.blocks, design, model.likelihood)
+        guide.bind(model.blocks, design, model.likelihood, genes)
     if isinstance(guide, Composed) and (sites := global_sites(model, batch)):
         guide.bind_globals(model, sites)
     # An AutoGuide makes its parameters at its first call; the optimiser must see them.

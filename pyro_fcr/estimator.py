@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
 import pandas as pd
 import torch
 
-from pyro_fcr.analysis.draws import moments, seeded
+from pyro_fcr import io
+from pyro_fcr.analysis.conditions import condition_cells
 from pyro_fcr.assembly import Declaration, Recipe, assemble
 from pyro_fcr.data import Cells, Design, MemorySource, Schema, Split
-from pyro_fcr.errors import NotFittedError, SchemaError, SlotError, sentence
+from pyro_fcr.errors import DesignError, LoadError, sentence
+from pyro_fcr.fitted import CHUNK, Fitted
 from pyro_fcr.infer import Plan, Settled, Trainer, resolve_device
-from pyro_fcr.likelihoods import Likelihood, resolve
+from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, resolve
+from pyro_fcr.nn import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,13 +30,10 @@ if TYPE_CHECKING:
     from pyro_fcr.model import LatentModel
     from pyro_fcr.priors import Prior
 
-__all__ = ["Estimator"]
-
-CHUNK = 512
-"""Cells read at a time from a fitted model."""
+__all__ = ["Estimator", "load"]
 
 
-class Estimator(ABC):
+class Estimator(Fitted):
     """A system bound to data.
 
     Parameters
@@ -94,20 +93,26 @@ class Estimator(ABC):
         recipe = Recipe(
             dict(priors or {}), guide, likelihood, dict(penalties or {}), tuple(hidden), use_batch
         )
-        self._cells: Cells | None = design.encode(adata)
-        self._assemble(design, dict(sizes or {}), recipe, self._cells.batch(slice(0, 2)))
-
-    def _assemble(
-        self, design: Design, sizes: dict[str, int], recipe: Recipe, batch: Batch
-    ) -> None:
         design.require(*self.requires, system=type(self).__name__)
+        self._cells: Cells | None = design.encode(adata)
+        self._assemble(design, dict(sizes or {}), recipe)
+
+    def _assemble(self, design: Design, sizes: dict[str, int], recipe: Recipe) -> None:
         self.design, self.sizes, self._recipe = design, sizes, recipe
         self.declaration = self.declare(design, sizes)
-        self._two_cells = batch
-        self._model, self._guide, self._objective = assemble(
-            self.declaration, recipe, design, batch, seed=0
-        )
-        self.history: pd.DataFrame | None = None
+        self._model, self._guide, self._objective = self._fresh(self._cells, seed=0)
+        self._history: pd.DataFrame | None = None
+        self.settings: dict[str, Any] = {}
+
+    def _fresh(self, cells: Cells | None, *, seed: int) -> tuple[Any, Any, Any]:
+        if cells is None:
+            # The weights are about to be loaded: any moments of the right shape will do.
+            zeros = torch.zeros(self.design.n_genes)
+            genes, few = GeneStatistics(zeros, zeros + 1, zeros), condition_cells(self.design)
+        else:
+            genes, few = gene_statistics(self._recipe.likelihood, _batches(cells)), cells
+        two = few.batch(slice(0, 2))
+        return assemble(self.declaration, self._recipe, self.design, two, genes, seed=seed)
 
     @classmethod
     @abstractmethod
@@ -132,69 +137,253 @@ class Estimator(ABC):
         """The approximate posterior, a plain Pyro module called with a batch."""
         return self._guide
 
+    # ---- training --------------------------------------------------------------------------
+
     def fit(
         self,
         *,
         split: Split | None = None,
         max_epochs: int | None = None,
         batch_size: int = 512,
-        learning_rate: float = 4.5e-3,
+        learning_rate: float = 8e-3,
+        kl_warmup: float = 0.01,
+        penalty_warmup: float = 0.2,
         seed: int = 0,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         early_stopping: bool = False,
+        validate_every: int | None = None,
         checkpoint: str | Path | None = None,
         resume: bool = False,
         progress: bool = True,
     ) -> pd.DataFrame:
-        """Train from fresh weights."""
-        cells = self._training_cells()
-        part = {"train": slice(None), "valid": None}
+        """Train from fresh weights; the same seed gives the same result on the CPU, bit for bit.
+
+        Parameters
+        ----------
+        split
+            Which cells train and which validate; all train by default. Test cells are not read.
+        max_epochs
+            Passes over the training cells; by default as many as :func:`default_steps` asks for.
+        batch_size
+            Cells per step.
+        learning_rate
+            Peak of the one-cycle learning rate.
+        kl_warmup, penalty_warmup
+            Fractions of the planned steps over which the divergences' and the penalties' weights
+            rise to their full values.
+        seed
+            Governs initial weights, shuffling and draws.
+        device
+            ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"`` or a torch device.
+        early_stopping
+            Stop once the held-out divergence of every block has settled and the held-out loss no
+            longer falls, and restore the best weights from there on. It needs a split with
+            validation cells. The total ELBO is flat long before the factors separate, so a
+            stopping rule on it alone would destroy identifiability.
+        validate_every
+            Epochs between evaluations of the validation cells; by default fifty per run.
+        checkpoint
+            File to which the run's state is written every tenth of the run.
+        resume
+            Continue from ``checkpoint`` if it exists; the result is that of the uninterrupted run.
+        progress
+            Whether to show a bar.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per epoch: every term by its site name, in nats per cell; ``valid.*`` columns
+            for the validation cells and ``accuracy.*`` for discriminators.
+
+        Raises
+        ------
+        NonFiniteError
+            If the loss or its gradient stops being finite; the last good weights are kept.
+        """
+        parts = {"train": self.cells, "valid": None}
         if split is not None:
-            part = {name: split.mask(cells, name) for name in ("train", "valid")}
-        train = cells.subset(part["train"])
-        source = MemorySource(train, batch_size=batch_size, seed=seed)
-        per_epoch = math.ceil(len(train) / batch_size)
-        steps = default_steps(len(train)) if max_epochs is None else max_epochs * per_epoch
-        fresh = assemble(self.declaration, self._recipe, self.design, self._two_cells, seed=seed)
-        self._objective.load_state_dict(fresh[2].state_dict())
+            parts = {k: _part(self.cells, split, k) for k in parts}
+        train, valid = parts["train"], parts["valid"]
+        if early_stopping and valid is None:
+            raise DesignError(
+                sentence(
+                    "early stopping has nothing to watch",
+                    where="fit(early_stopping=True)",
+                    expected="a split with validation cells",
+                    got="none",
+                    hint="pass split=pf.splits.random(adata)",
+                )
+            )
+        epoch = math.ceil(len(train) / batch_size)
+        steps = default_steps(len(train)) if max_epochs is None else max_epochs * epoch
+        epochs = max(1, math.ceil(steps / epoch))
+        plan = Plan(
+            steps, learning_rate=learning_rate, kl_warmup=kl_warmup, penalty_warmup=penalty_warmup
+        )
+        self.settings = {"seed": seed, "batch_size": batch_size, "steps": steps, **_told(plan)}
+        self._objective.load_state_dict(self._fresh(train, seed=seed)[2].state_dict())
         trainer = Trainer(
             self._objective,
-            Plan(steps=steps, learning_rate=learning_rate),
+            plan,
             seed=seed,
             device=resolve_device(device),
             checkpoint=None if checkpoint is None else Path(checkpoint),
+            checkpoint_every=max(1, epochs // 10),
         )
-        self.history = trainer.fit(source, resume=resume, progress=progress)
-        self._objective.eval()
+        try:
+            trainer.fit(
+                MemorySource(train, batch_size=batch_size, seed=seed),
+                valid=None
+                if valid is None
+                else MemorySource(valid, batch_size=512, shuffle=False),
+                validate_every=max(1, epochs // 50) if validate_every is None else validate_every,
+                settle=Settled() if early_stopping else None,
+                resume=resume,
+                progress=progress,
+            )
+        finally:
+            self._history = trainer.history
+            self._objective.eval()
         return self.history
 
-    def latents(self, adata: AnnData | None = None, *, key_added: str | None = None) -> Any:
-        """Return posterior means by block."""
-        cells = self._encode(adata)
-        out: dict[str, list[Any]] = {}
-        with seeded(0):
-            for batch in self._chunks(cells):
-                for name, (mean, _) in moments(self.guide, batch).items():
-                    out.setdefault(name, []).append(mean.cpu().numpy())
-        return {
-            name: pd.DataFrame(
-                np.concatenate(parts), index=cells.names,
-                columns=[f"{name}_{i}" for i in range(parts[0].shape[1])],
-            )
-            for name, parts in out.items()
+    # ---- saving ----------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model to a folder: ``model.json``, ``weights.safetensors``, ``history.csv``.
+
+        Parameters
+        ----------
+        path
+            The folder; made if it does not exist.
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe = self._recipe
+        described = {
+            "format": io.FORMAT,
+            "system": type(self).__name__,
+            "versions": io.versions(),
+            "settings": self.settings,
+            "sizes": self.sizes,
+            "design": self.design.to_dict(),
+            "priors": {name: io.describe(prior) for name, prior in recipe.priors.items()},
+            "guide": io.describe(recipe.guide),
+            "likelihood": io.describe(recipe.likelihood),
+            "penalties": {name: io.describe(given) for name, given in recipe.penalties.items()},
+            "hidden": list(recipe.hidden),
+            "batch_in_decoder": recipe.batch_in_decoder,
         }
+        write_tensors(folder / "weights.safetensors", self._objective.state_dict(), {})
+        self._fitted().to_csv(folder / "history.csv")
+        io.write_json(folder / "model.json", described)
+        return folder
 
-    def _encode(self, adata: AnnData | None) -> Cells:
-        return self._training_cells() if adata is None else self.design.encode(adata)
-
-    def _training_cells(self) -> Cells:
-        return self._cells
-
-    def _chunks(self, cells: Cells) -> Iterator[Batch]:
-        device = next(self.guide.parameters()).device
-        for start in range(0, len(cells), CHUNK):
-            yield cells.batch(slice(start, start + CHUNK)).to(device)
+    @classmethod
+    def _from_saved(cls, saved: Mapping[str, Any], recipe: Recipe) -> Self:
+        made = cls.__new__(cls)
+        made._cells = None
+        made._assemble(Design.from_dict(saved["design"]), dict(saved["sizes"]), recipe)
+        made.settings = dict(saved["settings"])
+        return made
 
 
 def default_steps(n_cells: int) -> int:
+    """Return how many steps of 512 cells the factors need to separate.
+
+    Parameters
+    ----------
+    n_cells
+        Number of training cells.
+    """
     return 3000
+
+
+def load(
+    path: str | Path,
+    *,
+    priors: Mapping[str, Prior] | None = None,
+    guide: Any = None,
+    likelihood: Likelihood | None = None,
+    penalties: Mapping[str, Any] | None = None,
+    system: type[Estimator] | None = None,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """Load a model that ``save`` wrote.
+
+    Code is never loaded: parts of the user's own must be given again, as they were.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    priors, guide, likelihood, penalties
+        The user's own parts, where the model had any.
+    system
+        The class, for a system that does not ship with this package.
+    device
+        Where to put the weights.
+
+    Returns
+    -------
+    Estimator
+        The model, of the class it was saved from. It holds no cells: pass data to its verbs.
+
+    Raises
+    ------
+    LoadError
+        If the folder is missing, damaged, newer than this version, or needs parts not given.
+    """
+    folder = Path(path)
+    saved = io.read_json(folder / "model.json")
+    known = {cls.__name__: cls for cls in (*Estimator.__subclasses__(), *filter(None, [system]))}
+    if saved.get("system") not in known:
+        raise LoadError(
+            sentence(
+                f"the model is of the system {saved.get('system')!r}",
+                where=str(folder),
+                expected=f"one of {sorted(known)}",
+                got=repr(saved.get("system")),
+                hint="pass its class as system=",
+            )
+        )
+    given, own = dict(priors or {}), dict(penalties or {})
+    try:
+        recipe = Recipe(
+            {k: io.rebuild(v, given.get(k), slot=f"priors={{'{k}': ...}}")
+             for k, v in saved["priors"].items()},
+            io.rebuild(saved["guide"], guide, slot="guide=..."),
+            io.rebuild(saved["likelihood"], likelihood, slot="likelihood=..."),
+            {k: io.rebuild(v, own.get(k), slot=f"penalties={{'{k}': ...}}")
+             for k, v in saved["penalties"].items()},
+            tuple(saved["hidden"]),
+            bool(saved["batch_in_decoder"]),
+        )  # fmt: skip
+        made = known[saved["system"]]._from_saved(saved, recipe)
+        weights, _ = read_tensors(folder / "weights.safetensors")
+        made._objective.load_state_dict(weights)
+        made._history = pd.read_csv(folder / "history.csv", index_col=0)
+    except (KeyError, TypeError, OSError, RuntimeError, AttributeError) as error:
+        raise LoadError(
+            sentence(
+                "the model's files do not fit together",
+                where=str(folder),
+                expected="what save() wrote, and the user's own parts as they were",
+                got=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+                hint="save the model again",
+            )
+        ) from error
+    made._objective.to(resolve_device(device)).eval()
+    return made
+
+
+def _batches(cells: Cells) -> Iterator[Batch]:
+    return (cells.batch(slice(start, start + CHUNK)) for start in range(0, len(cells), CHUNK))
+
+
+def _part(cells: Cells, split: Split, part: str) -> Cells | None:
+    mask = split.mask(cells, part)
+    return cells.subset(mask) if mask.any() else None
+
+
+def _told(plan: Plan) -> dict[str, float]:
+    return {k: getattr(plan, k) for k in ("learning_rate", "kl_warmup", "penalty_warmup")}

@@ -9,9 +9,8 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from pyro_fcr.nn import MLP, LocalModule, touch_globals
+from pyro_fcr.nn import Decoder, LocalModule, in_cell_plate, latent_sites, touch_globals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,40 +21,10 @@ if TYPE_CHECKING:
     from pyro_fcr.likelihoods import Likelihood
     from pyro_fcr.priors import Block, Prior
 
-__all__ = ["OBSERVATION", "Decoder", "LatentModel", "global_sites"]
+__all__ = ["OBSERVATION", "LatentModel", "global_sites"]
 
 OBSERVATION = "counts"
 """Name of the observed site."""
-
-
-class Decoder(nn.Module):
-    """From all latent blocks (and, if asked, the technical batch) to the genes.
-
-    Parameters
-    ----------
-    n_latent
-        Total latent dimensions.
-    n_out
-        Outputs: genes times the likelihood's channels.
-    hidden
-        Widths of the hidden layers.
-    n_batches
-        Number of technical batches whose one-hot code enters beside the latents; 0 for none.
-    """
-
-    def __init__(
-        self, n_latent: int, n_out: int, *, hidden: Sequence[int] = (128, 128), n_batches: int = 0
-    ) -> None:
-        super().__init__()
-        self.n_batches = n_batches
-        self.network = MLP(n_latent + n_batches, n_out, hidden=hidden)
-
-    def forward(self, z: Tensor, batch: Batch) -> Tensor:
-        """Map latents (..., B, n_latent) to (..., B, n_out)."""
-        if self.n_batches:
-            code = F.one_hot(batch.batch, self.n_batches).to(z.dtype)
-            z = torch.cat([z, code.expand(*z.shape[:-1], -1)], dim=-1)
-        return self.network(z)
 
 
 class LatentModel(LocalModule):
@@ -91,7 +60,9 @@ class LatentModel(LocalModule):
     ) -> None:
         super().__init__()
         self.blocks = tuple(blocks)
-        self.priors = PyroModule[nn.ModuleDict]({block.name: priors[block.name] for block in blocks})
+        self.priors = PyroModule[nn.ModuleDict](
+            {block.name: priors[block.name] for block in blocks}
+        )
         self.decoder = decoder
         self.likelihood = likelihood
 
@@ -126,8 +97,4 @@ def global_sites(model: LatentModel, batch: Batch) -> list[str]:
     """Return the names of the model's latent variables outside the cell plate."""
     with torch.no_grad():
         trace = poutine.trace(model).get_trace(batch)
-    return [
-        name
-        for name, site in trace.iter_stochastic_nodes()
-        if not any(frame.name == "cells" for frame in site["cond_indep_stack"])
-    ]
+    return [name for name, site in latent_sites(trace).items() if not in_cell_plate(site)]

@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 
 from pyro_fcr.model import OBSERVATION
+from pyro_fcr.nn import in_cell_plate, latent_sites
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pyro_fcr.data import Batch
     from pyro_fcr.model import LatentModel
 
-__all__ = ["draw_observation", "draw_sites", "moments", "seeded"]
+__all__ = ["cell_sites", "draw_observation", "draw_sites", "moments", "seeded"]
 
 
 def seeded(seed: int) -> AbstractContextManager[Any]:
@@ -58,9 +59,16 @@ def moments(guide: Callable[[Batch], Any], batch: Batch) -> dict[str, tuple[Tens
     trace = poutine.trace(guide).get_trace(batch)
     return {
         name: (site["fn"].mean, site["fn"].variance.sqrt())
-        for name, site in trace.iter_stochastic_nodes()
-        if any(frame.name == "cells" for frame in site["cond_indep_stack"])
+        for name, site in latent_sites(trace).items()
+        if in_cell_plate(site)
     }
+
+
+@torch.no_grad()
+def cell_sites(guide: Callable[[Batch], Any], batch: Batch) -> list[str]:
+    """Return the names of the latent sites inside the cell plate."""
+    trace = poutine.trace(guide).get_trace(batch)
+    return [name for name, site in latent_sites(trace).items() if in_cell_plate(site)]
 
 
 @torch.no_grad()
@@ -70,7 +78,7 @@ def draw_sites(
     """Yield one draw of all latent sites at a time, by site name."""
     for _ in range(draws):
         trace = poutine.trace(guide).get_trace(batch)
-        yield {name: site["value"] for name, site in trace.iter_stochastic_nodes()}
+        yield {name: site["value"] for name, site in latent_sites(trace).items()}
 
 
 @torch.no_grad()

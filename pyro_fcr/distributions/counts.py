@@ -32,7 +32,9 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
         if y.device.type == "cpu":
             at = y.nonzero(as_tuple=True)
             y_nz, theta_nz = y[at], theta.expand_as(out)[at]
-            out[at] += torch.lgamma(y_nz + theta_nz) - torch.lgamma(theta_nz) - torch.lgamma(y_nz + 1)
+            out[at] += (
+                torch.lgamma(y_nz + theta_nz) - torch.lgamma(theta_nz) - torch.lgamma(y_nz + 1)
+            )
         else:
             out += torch.lgamma(y + theta) - torch.lgamma(theta) - torch.lgamma(y + 1)
         ctx.save_for_backward(y, a, softplus, theta)

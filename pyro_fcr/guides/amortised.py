@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from pyro_fcr.guides.base import Guide
-from pyro_fcr.nn import ConditionEmbedding, ParallelMLP
+from pyro_fcr.nn import ConditionTable, ParallelMLP
 from pyro_fcr.priors import bounded_exp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyro_fcr.data import Batch, Design
-    from pyro_fcr.likelihoods import Likelihood
+    from pyro_fcr.likelihoods import GeneStatistics, Likelihood
     from pyro_fcr.priors import Block
 
 __all__ = ["Amortised"]
@@ -40,24 +40,24 @@ class Amortised(Guide):
         super().__init__()
         self.labels, self.width, self.depth = labels, width, depth
 
-    def bind(self, blocks: Sequence[Block], design: Design, likelihood: Likelihood) -> None:
+    def bind(
+        self,
+        blocks: Sequence[Block],
+        design: Design,
+        likelihood: Likelihood,
+        genes: GeneStatistics,
+    ) -> None:
         """Make one encoder per block, fused into one pass over the genes."""
         self.blocks = tuple(blocks)
         self._features = likelihood.features
+        self.register_buffer("mean_g", genes.mean.clone())
+        self.register_buffer("scale_g", genes.scale.clone())
         sizes = [2 * block.size for block in blocks]
         self.encoders = ParallelMLP(design.n_genes, sizes, width=self.width, depth=self.depth)
         if self.labels:
-            self.conditions = nn.ModuleList(
-                ConditionEmbedding(
-                    block.parents,
-                    n_treatments=design.n_treatments,
-                    n_levels=tuple(design.n_levels.values()),
-                    n_batches=design.n_batches,
-                )
-                for block in blocks
-            )
-            self.label_shifts = nn.ModuleList(
-                nn.Linear(condition.n_features, self.width) for condition in self.conditions
+            start = torch.full((self.width,), 0.1)
+            self.label_tables = nn.ModuleList(
+                ConditionTable(design, block.parents, start) for block in blocks
             )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -68,16 +68,11 @@ class Amortised(Guide):
 
     def posteriors(self, batch: Batch) -> dict[str, dist.TorchDistribution]:
         """Return q of each block: Normal, batch shape (B,), event shape (d,)."""
+        features = (self._features(batch) - self.mean_g) / self.scale_g
         shift = None
         if self.labels:
-            shift = torch.cat(
-                [
-                    linear(condition(batch))
-                    for condition, linear in zip(self.conditions, self.label_shifts, strict=True)
-                ],
-                dim=-1,
-            )
-        outputs = self.encoders(self._features(batch), shift)
+            shift = torch.cat([table(batch) for table in self.label_tables], dim=-1)
+        outputs = self.encoders(features, shift)
         posteriors = {}
         for block, output in zip(self.blocks, outputs, strict=True):
             loc, raw = output.chunk(2, dim=-1)

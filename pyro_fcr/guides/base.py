@@ -9,13 +9,13 @@ import torch
 from pyro import poutine
 
 from pyro_fcr.errors import SlotError, sentence
-from pyro_fcr.nn import Part
+from pyro_fcr.nn import Part, in_cell_plate, latent_sites
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pyro_fcr.data import Batch, Design
-    from pyro_fcr.likelihoods import Likelihood
+    from pyro_fcr.likelihoods import GeneStatistics, Likelihood
     from pyro_fcr.priors import Block
 
 __all__ = ["Guide", "check_coverage"]
@@ -28,7 +28,13 @@ class Guide(Part):
     sites will do.
     """
 
-    def bind(self, blocks: Sequence[Block], design: Design, likelihood: Likelihood) -> None:
+    def bind(
+        self,
+        blocks: Sequence[Block],
+        design: Design,
+        likelihood: Likelihood,
+        genes: GeneStatistics,
+    ) -> None:
         """Make the networks for the latent blocks; nothing by default."""
 
     @abstractmethod
@@ -55,13 +61,12 @@ def check_coverage(model: Callable[..., Any], guide: Callable[..., Any], batch: 
     with torch.no_grad():
         guide_trace = poutine.trace(guide).get_trace(batch)
         model_trace = poutine.trace(model).get_trace(batch)
-    in_model = dict(model_trace.iter_stochastic_nodes())
-    in_guide = dict(guide_trace.iter_stochastic_nodes())
+    in_model = latent_sites(model_trace)
+    in_guide = latent_sites(guide_trace)
     for name, site in in_model.items():
-        is_local = any(frame.name == "cells" for frame in site["cond_indep_stack"])
         owner = (
             "sample it in the guide's cell plate, as guides.Amortised does for every block"
-            if is_local
+            if in_cell_plate(site)
             else "give the globals an AutoGuide: guides.Composed(globals=AutoNormal)"
         )
         if name not in in_guide:

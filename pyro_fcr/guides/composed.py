@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pyro_fcr.data import Batch, Design
-    from pyro_fcr.likelihoods import Likelihood
+    from pyro_fcr.likelihoods import GeneStatistics, Likelihood
     from pyro_fcr.priors import Block
 
 __all__ = ["Composed"]
@@ -58,9 +58,15 @@ class Composed(Guide):
         self.locals = Amortised() if locals is None else locals
         self.globals = globals
 
-    def bind(self, blocks: Sequence[Block], design: Design, likelihood: Likelihood) -> None:
+    def bind(
+        self,
+        blocks: Sequence[Block],
+        design: Design,
+        likelihood: Likelihood,
+        genes: GeneStatistics,
+    ) -> None:
         """Size the locals' guide."""
-        self.locals.bind(blocks, design, likelihood)
+        self.locals.bind(blocks, design, likelihood, genes)
 
     def bind_globals(self, model: Callable[..., Any], sites: Sequence[str]) -> None:
         """Make the guide of the model's global sites, the only ones it will see."""

@@ -4,4 +4,13 @@ from pyro_fcr.infer.objective import Objective, SiteELBO, Terms, Weighted
 from pyro_fcr.infer.schedule import Plan, Settled
 from pyro_fcr.infer.trainer import Trainer, resolve_device
 
-__all__ = ["Objective", "Plan", "Settled", "SiteELBO", "Terms", "Trainer", "Weighted", "resolve_device"]
+__all__ = [
+    "Objective",
+    "Plan",
+    "Settled",
+    "SiteELBO",
+    "Terms",
+    "Trainer",
+    "Weighted",
+    "resolve_device",
+]

@@ -1,16 +1,13 @@
-"""Checkpoints: weights and optimiser state as safetensors, the rest as JSON, no pickle."""
+"""Checkpoints: everything a run needs to go on as if it had not been interrupted."""
 
 from __future__ import annotations
 
-import json
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from pyro_fcr.errors import LoadError, sentence
+from pyro_fcr.nn import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,50 +16,7 @@ if TYPE_CHECKING:
 
     from pyro_fcr.infer.trainer import Trainer
 
-__all__ = ["load_checkpoint", "save_checkpoint", "write_tensors"]
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write tensors and a JSON header to one file, all of it or none.
-
-    Parameters
-    ----------
-    path
-        The file; its folder must exist.
-    tensors
-        Tensors by name; copied to the CPU.
-    meta
-        JSON-able; kept in the file's header.
-    """
-    partial = path.with_name(path.name + ".partial")
-    # A clone per tensor: the format refuses tensors that share memory.
-    cpu = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    save_file(cpu, partial, metadata={"json": json.dumps(meta)})
-    os.replace(partial, path)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`write_tensors` wrote.
-
-    Raises
-    ------
-    LoadError
-        If the file is missing or damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads((file.metadata() or {})["json"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise LoadError(
-            sentence(
-                "cannot read weights",
-                where=str(path),
-                expected="a safetensors file written by this package",
-                got=f"{type(error).__name__}: {error}".splitlines()[0],
-                hint="check that the file is complete, or train again",
-            )
-        ) from None
+__all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(trainer: Trainer, path: Path) -> None:

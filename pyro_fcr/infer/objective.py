@@ -13,13 +13,13 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from pyro_fcr.nn import in_cell_plate, latent_sites
 from pyro_fcr.penalties import Adversarial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pyro_fcr.data import Batch
-    from pyro_fcr.penalties import Head, Penalty
 
 __all__ = ["Objective", "ObservedHeads", "PenalisedGuide", "SiteELBO", "Terms", "Weighted"]
 
@@ -60,9 +60,7 @@ class PenalisedGuide(nn.Module):
         Penalty and weight by name.
     """
 
-    def __init__(
-        self, guide: Callable[[Batch], Any], penalties: Mapping[str, Weighted]
-    ) -> None:
+    def __init__(self, guide: Callable[[Batch], Any], penalties: Mapping[str, Weighted]) -> None:
         super().__init__()
         self.guide = guide
         self.penalties = nn.ModuleDict({name: w.part for name, w in penalties.items()})
@@ -73,11 +71,11 @@ class PenalisedGuide(nn.Module):
         """Sample the guide, then add one factor per penalty."""
         with poutine.trace() as capture:
             self.guide(batch)
-        sites = dict(capture.trace.iter_stochastic_nodes())
+        sites = latent_sites(capture.trace)
         draws = {name: site["value"] for name, site in sites.items()}
         for name, penalty in self.penalties.items():
             if penalty.reads == "mean":
-                z = {name: site["fn"].mean for name, site in sites.items()}
+                z = {site_name: site["fn"].mean for site_name, site in sites.items()}
             else:
                 z = draws
             scale = self.ramp * self.weights[name] * batch.n_cells
@@ -105,7 +103,7 @@ class ObservedHeads(nn.Module):
         """Run the model, then observe each head's label."""
         with poutine.trace() as capture:
             self.model(batch)
-        z = {name: site["value"] for name, site in capture.trace.iter_stochastic_nodes()}
+        z = {name: site["value"] for name, site in latent_sites(capture.trace).items()}
         for name, head in self.heads.items():
             reading = head(z, batch)
             with (
@@ -147,7 +145,7 @@ class SiteELBO(TraceMeanField_ELBO):
         guide_trace = poutine.trace(guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
         self.draws = {
-            name: site["value"].detach() for name, site in guide_trace.iter_stochastic_nodes()
+            name: site["value"].detach() for name, site in latent_sites(guide_trace).items()
         }
         observed, divergences, factors = {}, {}, {}
         for name, site in model_trace.nodes.items():
@@ -163,11 +161,7 @@ class SiteELBO(TraceMeanField_ELBO):
                     factors[name] = site["fn"].log_factor.sum()
                 elif not site_is_subsample(site):
                     factors[name] = _log_prob_sum(site)
-        self.local_sites = {
-            name
-            for name in divergences
-            if any(f.name == "cells" for f in model_trace.nodes[name]["cond_indep_stack"])
-        }
+        self.local_sites = {n for n in divergences if in_cell_plate(model_trace.nodes[n])}
         return observed, divergences, factors
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -182,7 +176,9 @@ class SiteELBO(TraceMeanField_ELBO):
         factors: Mapping[str, Tensor],
     ) -> Tensor:
         """Return −Σ log-densities + Σ weighted divergences + Σ factors."""
-        weights = {name: self.kl_weight if name in self.local_sites else 1.0 for name in divergences}
+        weights = {
+            name: self.kl_weight if name in self.local_sites else 1.0 for name in divergences
+        }
         return (
             -sum(observed.values())
             + sum(weights[name] * value for name, value in divergences.items())

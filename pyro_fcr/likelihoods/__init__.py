@@ -4,13 +4,16 @@ from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.likelihoods.base import Likelihood, log_mean_counts
 from pyro_fcr.likelihoods.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from pyro_fcr.likelihoods.normal import Normal
+from pyro_fcr.likelihoods.statistics import GeneStatistics, gene_statistics
 
 __all__ = [
+    "GeneStatistics",
     "Likelihood",
     "NegativeBinomial",
     "Normal",
     "Poisson",
     "ZeroInflatedNegativeBinomial",
+    "gene_statistics",
     "log_mean_counts",
     "resolve",
 ]

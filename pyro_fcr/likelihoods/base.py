@@ -47,6 +47,23 @@ class Likelihood(Part):
             Batch shape (..., B), event shape (G,).
         """
 
+    def start(self, rate: Tensor) -> Tensor:
+        """Return the decoder output that gives every cell the mean profile.
+
+        Parameters
+        ----------
+        rate
+            Shape (G,): the genes' mean share of a cell's library.
+
+        Returns
+        -------
+        Tensor
+            Shape (``channels`` · G,).
+        """
+        logits = torch.log(rate + 1e-7)
+        padding = logits.new_zeros((self.channels - 1) * len(logits))
+        return torch.cat([logits - logits.mean(), padding])
+
     def features(self, batch: Batch) -> Tensor:
         """Return what encoders read of a cell, shape (B, G): log1p of counts per 10⁴ molecules."""
         return torch.log1p(batch.counts * (1e4 / batch.library.clamp_min(1.0))[:, None])

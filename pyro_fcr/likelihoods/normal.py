@@ -31,6 +31,10 @@ class Normal(Likelihood):
         """Return the intensities' distribution; event shape (G,)."""
         return dist.Normal(decoded.float(), self.log_scale.clamp(-6, 6).exp()).to_event(1)
 
+    def start(self, rate: Tensor) -> Tensor:
+        """Return the genes' mean intensities; shape (G,)."""
+        return rate
+
     def features(self, batch: Batch) -> Tensor:
         """Return the intensities as they are; shape (B, G)."""
         return batch.counts

@@ -1,15 +1,21 @@
-"""Modules with parameters of their own, networks, embeddings of conditions."""
+"""Modules with parameters of their own, networks, tables over conditions."""
 
-from pyro_fcr.nn.conditions import ConditionEmbedding, one_hot_covariates
+from pyro_fcr.nn.conditions import ConditionTable
 from pyro_fcr.nn.module import LocalModule, Part, touch_globals
-from pyro_fcr.nn.networks import MLP, ParallelMLP
+from pyro_fcr.nn.networks import MLP, Decoder, ParallelMLP
+from pyro_fcr.nn.tensors import read_tensors, write_tensors
+from pyro_fcr.nn.traces import in_cell_plate, latent_sites
 
 __all__ = [
     "MLP",
-    "ConditionEmbedding",
+    "ConditionTable",
+    "Decoder",
     "LocalModule",
     "ParallelMLP",
     "Part",
-    "one_hot_covariates",
+    "in_cell_plate",
+    "latent_sites",
+    "read_tensors",
     "touch_globals",
+    "write_tensors",
 ]

@@ -1,4 +1,4 @@
-"""Embeddings of what a cell is and of what was done to it."""
+"""Tables over conditions: main effects and interactions of treatment, covariates and batch."""
 
 from __future__ import annotations
 
@@ -9,90 +9,77 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from pyro_fcr.data import Batch
+    from pyro_fcr.data import Batch, Design
 
-__all__ = ["ConditionEmbedding", "one_hot_covariates"]
+__all__ = ["ConditionTable"]
 
-
-def one_hot_covariates(covariates: Tensor, n_levels: Sequence[int]) -> Tensor:
-    """Return the concatenated one-hot rows of all covariates.
-
-    Parameters
-    ----------
-    covariates
-        Shape (B, K): level codes.
-    n_levels
-        Number of levels of each of the K covariates.
-
-    Returns
-    -------
-    Tensor
-        Shape (B, sum of ``n_levels``), float32.
-    """
-    if not n_levels:
-        return covariates.new_zeros((len(covariates), 0), dtype=torch.float32)
-    codes = (F.one_hot(covariates[:, k], n) for k, n in enumerate(n_levels))
-    return torch.cat(tuple(codes), dim=-1).float()
+GAIN = 5.0
+"""A table is stored divided by this, which under Adam multiplies its learning rate: priors must
+keep up with encoders, or the encoders learn to live with stale ones."""
 
 
-class ConditionEmbedding(nn.Module):
-    """Features of a condition: of its treatments, of its covariates, or of both and their product.
+class ConditionTable(nn.Module):
+    r"""A vector per condition: intercept, main effects and, where both are read, interactions.
 
-    A treatment's embedding is linear in its dose-weighted multi-hot row, so that combinations
-    add and the control is the zero vector; several covariates pass through a hidden layer, so
-    that they condition jointly. Where both are read, the element-wise product of the two
-    embeddings carries the interaction (Mao et al. 2024, the prior of z_tx).
+    .. math:: \eta(t, x) = \eta_0 + a_x + \sum_k t_k (b_k + C_{k x})
+
+    with :math:`t` the dose-weighted multi-hot row, so that combinations of treatments add and
+    the control (:math:`t = 0`) has neither main effect nor interaction. Interactions start at
+    zero: a combination of treatment and covariate that was never seen falls back on its main
+    effects. With several covariates, :math:`a_x` holds each covariate's effect and one per
+    joint combination, which for an unseen combination is zero as well.
 
     Parameters
     ----------
+    design
+        Gives the numbers of treatments, levels and batches.
     parents
         Which of ``"treatment"``, ``"covariates"``, ``"batch"`` to read.
-    n_treatments
-        Number of treatment columns, T.
-    n_levels
-        Number of levels of each covariate.
-    n_batches
-        Number of technical batches.
-    size
-        Width of each embedding.
+    start
+        Shape (d,): standard deviation of each column's main effects at the start.
     """
 
-    def __init__(
-        self,
-        parents: Iterable[str],
-        *,
-        n_treatments: int,
-        n_levels: Sequence[int],
-        n_batches: int = 1,
-        size: int = 32,
-    ) -> None:
+    def __init__(self, design: Design, parents: Iterable[str], start: Tensor) -> None:
         super().__init__()
-        self.parents = tuple(sorted(parents))
-        self.n_levels, self.n_batches = tuple(n_levels), n_batches
-        if "treatment" in self.parents:
-            self.treatment = nn.Linear(n_treatments, size, bias=False)
-            nn.init.normal_(self.treatment.weight)
+        self.parents = frozenset(parents)
+        self.n_levels = tuple(design.n_levels.values())
+        self.n_joint = design.n_covariate_levels if len(self.n_levels) > 1 else 0
+        self.n_batches, size = design.n_batches, len(start)
+        n_covariates = sum(self.n_levels) + self.n_joint
+        start = start / GAIN
+        self.intercept = nn.Parameter(torch.zeros(size))
         if "covariates" in self.parents:
-            self.covariates: nn.Module = nn.Linear(sum(n_levels), size, bias=False)
-            nn.init.normal_(self.covariates.weight)
-            if len(n_levels) > 1:
-                self.covariates = nn.Sequential(self.covariates, nn.GELU(), nn.Linear(size, size))
+            table = torch.randn(n_covariates, size) * start
+            table[sum(self.n_levels) :] = 0
+            self.covariates = nn.Parameter(table)
+        if "treatment" in self.parents:
+            self.treatment = nn.Parameter(torch.randn(design.n_treatments, size) * start)
         if "batch" in self.parents:
-            self.batch = nn.Embedding(n_batches, size)
-        self.interacts = {"treatment", "covariates"} <= set(self.parents)
-        self.n_features = size * (len(self.parents) + self.interacts)
+            self.batch = nn.Parameter(torch.randn(self.n_batches, size) * start)
+        if {"treatment", "covariates"} <= self.parents:
+            self.interaction = nn.Parameter(torch.zeros(design.n_treatments, n_covariates, size))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the features of each cell's condition; shape (B, ``n_features``)."""
-        parts: list[Tensor] = []
+        """Return the vector of each cell's condition; shape (B, d)."""
+        out = self.intercept.expand(len(batch), -1)
         if "batch" in self.parents:
-            parts.append(self.batch(batch.batch))
-        if "covariates" in self.parents:
-            parts.append(self.covariates(one_hot_covariates(batch.covariates, self.n_levels)))
+            out = out + self.batch[batch.batch]
         if "treatment" in self.parents:
-            parts.append(self.treatment(batch.treatment))
-        if self.interacts:
-            parts.append(parts[-1] * parts[-2])
-        return torch.cat(parts, dim=-1)
+            out = out + batch.treatment @ self.treatment
+        if "covariates" in self.parents:
+            levels = self._levels(batch)
+            out = out + levels @ self.covariates
+            if "treatment" in self.parents:
+                by_level = batch.treatment @ self.interaction.flatten(1)
+                by_level = by_level.unflatten(1, self.interaction.shape[1:])
+                out = out + (levels[:, None] @ by_level).squeeze(1)
+        return GAIN * out
+
+    def _levels(self, batch: Batch) -> Tensor:
+        codes = [F.one_hot(batch.covariates[:, k], n) for k, n in enumerate(self.n_levels)]
+        if self.n_joint:
+            seen = (batch.covariate_id >= 0)[:, None]
+            codes.append(F.one_hot(batch.covariate_id.clamp_min(0), self.n_joint) * seen)
+        return torch.cat(codes, dim=-1).to(self.intercept.dtype)

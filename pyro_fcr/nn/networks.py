@@ -12,7 +12,9 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MLP", "ParallelMLP"]
+    from pyro_fcr.data import Batch
+
+__all__ = ["MLP", "Decoder", "ParallelMLP"]
 
 
 class MLP(nn.Module):
@@ -24,6 +26,8 @@ class MLP(nn.Module):
         Sizes of the last axis of input and output.
     hidden
         Widths of the hidden layers; empty for a linear map.
+    last_bias
+        Whether the last layer has a bias.
 
     Examples
     --------
@@ -31,13 +35,15 @@ class MLP(nn.Module):
     torch.Size([5, 2])
     """
 
-    def __init__(self, n_in: int, n_out: int, *, hidden: Sequence[int] = (128,)) -> None:
+    def __init__(
+        self, n_in: int, n_out: int, *, hidden: Sequence[int] = (128,), last_bias: bool = True
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for width in hidden:
             layers += [nn.Linear(n_in, width), nn.LayerNorm(width), nn.GELU()]
             n_in = width
-        self.layers = nn.Sequential(*layers, nn.Linear(n_in, n_out))
+        self.layers = nn.Sequential(*layers, nn.Linear(n_in, n_out, bias=last_bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., n_in) to (..., n_out)."""
@@ -62,7 +68,9 @@ class ParallelMLP(nn.Module):
         Number of hidden layers, at least 1.
     """
 
-    def __init__(self, n_in: int, n_out: Sequence[int], *, width: int = 128, depth: int = 2) -> None:
+    def __init__(
+        self, n_in: int, n_out: Sequence[int], *, width: int = 128, depth: int = 2
+    ) -> None:
         super().__init__()
         self.n_networks, self.width, self.n_out = len(n_out), width, tuple(n_out)
         self.first = nn.Linear(n_in, self.n_networks * width)
@@ -105,6 +113,44 @@ class ParallelMLP(nn.Module):
     def _activate(self, hidden: Tensor, layer: int) -> Tensor:
         gain, bias = self.norms_kd[layer].unsqueeze(2)
         return F.gelu(F.layer_norm(hidden, (self.width,)) * gain + bias)
+
+
+class Decoder(nn.Module):
+    """From all latent blocks (and, if asked, the technical batch) to the genes.
+
+    A linear map plus a network: the linear part alone makes every latent act additively on the
+    output, which is what an unseen combination should fall back on.
+
+    Parameters
+    ----------
+    n_latent
+        Total latent dimensions.
+    n_out
+        Outputs: genes times the likelihood's channels.
+    hidden
+        Widths of the network's hidden layers.
+    n_batches
+        Number of technical batches whose one-hot code enters beside the latents; 0 for none.
+    """
+
+    def __init__(
+        self, n_latent: int, n_out: int, *, hidden: Sequence[int] = (128, 128), n_batches: int = 0
+    ) -> None:
+        super().__init__()
+        self.n_batches = n_batches
+        self.linear = nn.Linear(n_latent + n_batches, n_out)
+        self.network = MLP(n_latent + n_batches, n_out, hidden=hidden, last_bias=False)
+        with torch.no_grad():
+            self.linear.weight.mul_(0.1)
+            self.linear.bias.zero_()
+            self.network.layers[-1].weight.mul_(0.3)
+
+    def forward(self, z: Tensor, batch: Batch) -> Tensor:
+        """Map latents (..., B, n_latent) to (..., B, n_out)."""
+        if self.n_batches:
+            code = F.one_hot(batch.batch, self.n_batches).to(z.dtype)
+            z = torch.cat([z, code.expand(*z.shape[:-1], -1)], dim=-1)
+        return self.linear(z) + self.network(z)
 
 
 def _uniform(fan_in: int, *shape: int) -> Tensor:

@@ -3,9 +3,11 @@
 from pyro_fcr.penalties.base import Adversarial, Penalty, permute_within
 from pyro_fcr.penalties.discriminator import PermutationDiscriminator
 from pyro_fcr.penalties.heads import CovariateHead, Head, Reading, TreatmentHead, match_controls
+from pyro_fcr.penalties.hsic import ConditionalHSIC
 
 __all__ = [
     "Adversarial",
+    "ConditionalHSIC",
     "CovariateHead",
     "Head",
     "Penalty",

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import pyro.distributions as dist
 import torch
-from torch import nn
 
-from pyro_fcr.nn import ConditionEmbedding
+from pyro_fcr.nn import ConditionTable
 from pyro_fcr.priors.base import Block, Prior
 
 if TYPE_CHECKING:
@@ -29,33 +28,28 @@ class Gaussian(Prior):
     variance the interaction contrasts lose half their rank and with it the identifiability of
     z_tx (Mao et al. 2024, arXiv 2410.22472).
 
+    The natural place of a combination that training never saw is without interaction:
+    means and log-scales are tables of main effects plus an interaction that starts at zero
+    (:class:`~pyro_fcr.nn.ConditionTable`). The product of embeddings that the paper uses for
+    z_tx extrapolates to such combinations badly.
+
     Parameters
     ----------
-    embedding
-        Width of the embeddings of treatment and covariates.
     learn_scale
         Whether the scale varies with the condition; otherwise it is 1.
     """
 
-    def __init__(self, embedding: int = 32, learn_scale: bool = True) -> None:
+    def __init__(self, learn_scale: bool = True) -> None:
         super().__init__()
-        self.embedding, self.learn_scale = embedding, learn_scale
+        self.learn_scale = learn_scale
 
     def bind(self, block: Block, design: Design) -> None:
-        """Size the embedding for the design's categories and the head for the block."""
-        self.condition = ConditionEmbedding(
-            block.parents,
-            n_treatments=design.n_treatments,
-            n_levels=tuple(design.n_levels.values()),
-            n_batches=design.n_batches,
-            size=self.embedding,
-        )
-        self.head = nn.Linear(self.condition.n_features, 2 * block.size)
-        nn.init.normal_(self.head.weight, std=0.5 * self.condition.n_features**-0.5)
-        nn.init.zeros_(self.head.bias)
+        """Make the tables of means and log-scales."""
+        start = torch.cat([torch.full((block.size,), 0.5), torch.full((block.size,), 0.05)])
+        self.table = ConditionTable(design, block.parents, start)
 
     def forward(self, batch: Batch) -> dist.TorchDistribution:
         """Return N(m, s²) with batch shape (B,) and event shape (d,)."""
-        loc, raw = self.head(self.condition(batch)).chunk(2, dim=-1)
+        loc, raw = self.table(batch).chunk(2, dim=-1)
         scale = bounded_exp(raw) if self.learn_scale else torch.ones_like(raw)
         return dist.Normal(loc, scale).to_event(1)

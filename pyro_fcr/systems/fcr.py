@@ -8,6 +8,7 @@ from pyro_fcr.assembly import Declaration
 from pyro_fcr.estimator import Estimator
 from pyro_fcr.infer import Weighted
 from pyro_fcr.penalties import (
+    ConditionalHSIC,
     CovariateHead,
     PermutationDiscriminator,
     TreatmentHead,
@@ -43,6 +44,12 @@ class FCR(Estimator):
             blocks=blocks,
             priors={block.name: Gaussian() for block in blocks},
             terms={
+                "z_x_vs_treatment": Weighted(
+                    ConditionalHSIC("z_x", "treatment", given="covariates"), 10.0
+                ),
+                "z_t_vs_covariates": Weighted(
+                    ConditionalHSIC("z_t", "covariates", given="treatment"), 10.0
+                ),
                 "z_x_vs_z_tx": Weighted(
                     PermutationDiscriminator("z_x", "z_tx", given="covariates"), 0.0
                 ),

@@ -1,0 +1,121 @@
+"""Expected expression: under an intervention, or of the cells as they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pyro_fcr.analysis.draws import draw_observation, seeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from pyro_fcr.data import Batch, Cells
+    from pyro_fcr.model import LatentModel
+
+__all__ = ["Expression", "expected_counts", "sampled_counts"]
+
+DRAWN_VALUES = 64_000_000
+"""Draws × cells × genes held at a time: 256 MB."""
+
+
+class Expression(NamedTuple):
+    """Posterior of the cells' expected counts; each of shape (N, G), float32."""
+
+    mean: np.ndarray
+    sd: np.ndarray
+    q05: np.ndarray
+    q95: np.ndarray
+
+
+def expected_counts(
+    model: LatentModel,
+    guide: Callable[[Batch], Any],
+    factual: Cells,
+    intervened: Cells,
+    *,
+    redraw: Collection[str],
+    draws: int,
+    seed: int,
+    device: torch.device,
+) -> Expression:
+    """Summarise the expected counts of cells over posterior draws.
+
+    Parameters
+    ----------
+    model, guide
+        A fitted pair.
+    factual, intervened
+        The same N cells as they were observed and with the labels that were set.
+    redraw
+        Blocks drawn anew from their priors; see
+        :func:`~pyro_fcr.analysis.draws.draw_observation`.
+    draws
+        Number of posterior draws.
+    seed
+        Governs the draws.
+    device
+        Where to compute.
+
+    Returns
+    -------
+    Expression
+        In molecules, at each cell's own library size. The spread is that of the *expected*
+        count, without the sampling noise of molecules.
+    """
+    n, genes = len(factual), factual.design.n_genes
+    out = Expression(*(np.empty((n, genes), np.float32) for _ in range(4)))
+    size = max(1, min(512, DRAWN_VALUES // max(1, draws * genes)))
+    for start in range(0, n, size):
+        rows = slice(start, start + size)
+        before, after = factual.batch(rows).to(device), intervened.batch(rows).to(device)
+        with seeded(seed):
+            observations = draw_observation(
+                model, guide, before, after, redraw=redraw, draws=draws
+            )
+            means = torch.stack([observation.mean for observation in observations])
+        out.mean[rows] = means.mean(0).cpu().numpy()
+        out.sd[rows] = means.std(0, unbiased=draws > 1).cpu().numpy()
+        quantiles = _quantiles(means, (0.05, 0.95))
+        out.q05[rows], out.q95[rows] = quantiles[0].cpu().numpy(), quantiles[1].cpu().numpy()
+    return out
+
+
+def sampled_counts(
+    model: LatentModel,
+    guide: Callable[[Batch], Any],
+    factual: Cells,
+    intervened: Cells,
+    *,
+    redraw: Collection[str],
+    draws: int,
+    seed: int,
+    device: torch.device,
+) -> np.ndarray:
+    """Draw counts of cells; shape (draws, N, G), float32. Parameters as for expected counts."""
+    out = np.empty((draws, len(factual), factual.design.n_genes), np.float32)
+    for start in range(0, len(factual), 512):
+        rows = slice(start, start + 512)
+        before, after = factual.batch(rows).to(device), intervened.batch(rows).to(device)
+        with seeded(seed):
+            observations = draw_observation(
+                model, guide, before, after, redraw=redraw, draws=draws
+            )
+            for d, observation in enumerate(observations):
+                out[d, rows] = observation.sample().cpu().numpy()
+    return out
+
+
+def _quantiles(values: torch.Tensor, levels: tuple[float, ...]) -> list[torch.Tensor]:
+    # torch.quantile refuses more than 16 million values; sorting along draws has no such bound.
+    ordered = values.sort(dim=0).values
+    last = len(ordered) - 1
+    quantiles = []
+    for level in levels:
+        low = int(level * last)
+        share = level * last - low
+        high = min(low + 1, last)
+        quantiles.append(ordered[low] * (1 - share) + ordered[high] * share)
+    return quantiles

@@ -1,0 +1,467 @@
+"""What can be asked of a fitted model: latents, draws, counterfactuals, judgement."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from pyro_fcr.analysis.certificate import interaction_certificate
+from pyro_fcr.analysis.draws import moments, seeded
+from pyro_fcr.analysis.expression import Expression, expected_counts, sampled_counts
+from pyro_fcr.analysis.performance import performance
+from pyro_fcr.analysis.posterior import cell_coordinates, posterior_tree
+from pyro_fcr.data import Cells, Design, Split
+from pyro_fcr.errors import DesignError, NotFittedError, sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import torch
+    from anndata import AnnData
+    from torch import nn
+
+    from pyro_fcr.assembly import Declaration
+    from pyro_fcr.data import Batch
+    from pyro_fcr.evaluate import Certificate
+    from pyro_fcr.model import LatentModel
+
+__all__ = ["Fitted"]
+
+CHUNK = 512
+"""Cells read at a time."""
+
+
+class Fitted(ABC):
+    """The verbs of a fitted model; :class:`~pyro_fcr.estimator.Estimator` says how it is made."""
+
+    design: Design
+    """What the codes mean."""
+
+    declaration: Declaration
+    """The system's blocks, priors and terms."""
+
+    # ---- the plain Pyro halves -------------------------------------------------------------
+
+    _cells: Cells | None
+    _history: pd.DataFrame | None
+
+    @property
+    @abstractmethod
+    def model(self) -> LatentModel:
+        """The generative half, a plain Pyro module called with a batch."""
+
+    @property
+    @abstractmethod
+    def guide(self) -> nn.Module:
+        """The approximate posterior, a plain Pyro module called with a batch."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return next(self.model.parameters()).device
+
+    @property
+    def cells(self) -> Cells:
+        """The training data as encoded cells; ``cells.batch(rows)`` is what the model reads.
+
+        Raises
+        ------
+        NotFittedError
+            If the model was loaded from a file, which holds no cells.
+        """
+        if self._cells is None:
+            raise NotFittedError(
+                sentence(
+                    "a loaded model holds no cells",
+                    where="adata",
+                    expected="an AnnData",
+                    got="nothing",
+                    hint="pass the data to this call",
+                )
+            )
+        return self._cells
+
+    def encode(self, adata: AnnData | None = None) -> Cells:
+        """Return data as encoded cells: genes realigned, categories looked up.
+
+        Parameters
+        ----------
+        adata
+            New data; the training data by default. Labels that the data do not have are marked
+            unknown, which label-free encoders do not mind.
+        """
+        if adata is None:
+            return self.cells
+        return self.design.encode(adata, labels="optional")
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch of the last training run."""
+        return self._fitted()
+
+    def _fitted(self) -> pd.DataFrame:
+        if self._history is None:
+            raise NotFittedError(
+                sentence(
+                    "the model is not trained",
+                    where=type(self).__name__,
+                    expected="fit() first",
+                    got="no training run",
+                    hint="call fit(), or load a saved model",
+                )
+            )
+        return self._history
+
+    # ---- latents ---------------------------------------------------------------------------
+
+    def latents(
+        self, adata: AnnData | None = None, *, key_added: str | None = None
+    ) -> dict[str, pd.DataFrame]:
+        """Return the posterior means of every block.
+
+        Parameters
+        ----------
+        adata
+            The training data by default.
+        key_added
+            Also write them to ``adata.obsm["X_{key_added}_{block}"]``; nothing is written
+            without it.
+
+        Returns
+        -------
+        dict of pandas.DataFrame
+            Per block (N, d), one row per cell.
+        """
+        cells = self.encode(adata)
+        frames = {
+            name: pd.DataFrame(
+                mean, index=cells.names, columns=[f"{name}_{i}" for i in range(mean.shape[1])]
+            )
+            for name, (mean, _) in self._moments(cells).items()
+        }
+        if key_added is not None:
+            if adata is None:
+                raise DesignError(
+                    sentence(
+                        "nowhere to write",
+                        where="key_added",
+                        expected="an AnnData to write to",
+                        got="None",
+                        hint="pass adata as well",
+                    )
+                )
+            for name, frame in frames.items():
+                adata.obsm[f"X_{key_added}_{name}"] = frame.to_numpy()
+        return frames
+
+    def get_latent_representation(
+        self, adata: AnnData | None = None, block: str | None = None
+    ) -> np.ndarray:
+        """Return the posterior means of one block as an array, or of all side by side.
+
+        Parameters
+        ----------
+        adata
+            The training data by default.
+        block
+            A block's name; all blocks in decoding order by default.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (N, d), float32.
+        """
+        frames = self.latents(adata)
+        names = [b.name for b in self.declaration.blocks] if block is None else [block]
+        if unknown := [name for name in names if name not in frames]:
+            raise DesignError(
+                sentence(
+                    f"no block is called '{unknown[0]}'",
+                    where="block",
+                    expected=f"one of {list(frames)}",
+                    got=repr(unknown[0]),
+                    hint="use one of the names",
+                )
+            )
+        return np.concatenate([frames[name].to_numpy() for name in names], axis=1)
+
+    def _moments(self, cells: Cells) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        self._fitted()
+        parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        with seeded(0):
+            for batch in self._chunks(cells):
+                for name, (mean, sd) in moments(self.guide, batch).items():
+                    parts.setdefault(name, []).append((mean.cpu().numpy(), sd.cpu().numpy()))
+        return {
+            name: (np.concatenate([m for m, _ in both]), np.concatenate([s for _, s in both]))
+            for name, both in parts.items()
+        }
+
+    # ---- posterior -------------------------------------------------------------------------
+
+    def posterior(
+        self, adata: AnnData | None = None, *, draws: int = 200, seed: int = 0
+    ) -> xr.DataTree:
+        """Draw the latents of every cell, and the globals.
+
+        Parameters
+        ----------
+        adata
+            The training data by default.
+        draws
+            Number of draws.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        xarray.DataTree
+            Group ``posterior``: dimensions chain (1), draw, cell, and one per block; the cells'
+            labels are coordinates along ``cell``.
+        """
+        self._fitted()
+        cells = self.encode(adata)
+        return posterior_tree(self.guide, cells, self._chunks(cells), draws=draws, seed=seed)
+
+    def posterior_predictive(
+        self, adata: AnnData | None = None, *, draws: int = 20, seed: int = 0
+    ) -> xr.DataTree:
+        """Draw counts of the cells as they are from the posterior predictive distribution.
+
+        Parameters
+        ----------
+        adata
+            The training data by default.
+        draws
+            Number of draws; the result holds draws × N × G values.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        xarray.DataTree
+            Groups ``posterior_predictive`` (chain, draw, cell, gene) and ``observed_data``.
+        """
+        cells = self.encode(adata)
+        self._fitted()
+        drawn = sampled_counts(
+            self.model, self.guide, cells, cells, redraw=(), draws=draws, seed=seed,
+            device=self.device,
+        )  # fmt: skip
+        coords = {**cell_coordinates(cells), "gene": list(self.design.genes)}
+        observed = cells.batch().counts.numpy()
+        return xr.DataTree.from_dict(
+            {
+                "/posterior_predictive": xr.Dataset(
+                    {"counts": (("chain", "draw", "cell", "gene"), drawn[None])}, coords=coords
+                ),
+                "/observed_data": xr.Dataset(
+                    {"counts": (("cell", "gene"), observed)}, coords=coords
+                ),
+            }
+        )
+
+    # ---- expression ------------------------------------------------------------------------
+
+    def counterfactual(
+        self,
+        adata: AnnData | None = None,
+        *,
+        do: Mapping[str, Any],
+        draws: int = 50,
+        seed: int = 0,
+    ) -> AnnData:
+        """Return the expression each cell would have had.
+
+        The latents that do not descend from what ``do`` sets keep their posterior draws; the
+        others are drawn anew from their priors under ``do`` (abduction, action, prediction).
+
+        Parameters
+        ----------
+        adata
+            The cells; the training data by default.
+        do
+            What to set: ``{"treatment": "A+B", "dose": "0.5+1.0"}``, a covariate by its column's
+            name, or both.
+        draws
+            Number of posterior draws.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        AnnData
+            ``X``: posterior mean of the expected counts, in molecules at each cell's own library
+            size. Layers ``sd``, ``q05``, ``q95``: its posterior spread. ``obs``: the cells'
+            labels under ``do``, and as they were with the suffix ``_factual``.
+
+        Raises
+        ------
+        CategoryError
+            If ``do`` names a column or value the model does not know.
+        """
+        factual = self.encode(adata)
+        intervened, redraw = self.design.do(factual, do), self.descendants(do)
+        out = self._expression(self._expected(factual, do, draws, seed), intervened)
+        before = factual.obs()
+        for name in out.obs.columns.intersection(before.columns):
+            if list(before[name].astype(str)) != list(out.obs[name].astype(str)):
+                out.obs[f"{name}_factual"] = before[name].to_numpy()
+        told = {name: str(value) for name, value in do.items()}
+        out.uns["counterfactual"] = {"do": told, "draws": draws, "redrawn": sorted(redraw)}
+        return out
+
+    def reconstruct(
+        self, adata: AnnData | None = None, *, draws: int = 50, seed: int = 0
+    ) -> AnnData:
+        """Return the expected counts of the cells as they are.
+
+        A reconstruction has read the very cells it describes: it says how much of them the
+        latents hold, and is never a prediction.
+
+        Parameters
+        ----------
+        adata
+            The cells; the training data by default.
+        draws
+            Number of posterior draws.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        AnnData
+            As :meth:`counterfactual` returns it.
+        """
+        cells = self.encode(adata)
+        return self._expression(self._expected(cells, {}, draws, seed), cells)
+
+    def descendants(self, do: Mapping[str, Any]) -> list[str]:
+        """Return the blocks that descend from what an intervention sets.
+
+        Parameters
+        ----------
+        do
+            As for :meth:`counterfactual`.
+        """
+        treated = {"treatment", "dose", self.design.schema.treatment, self.design.schema.dose}
+        batch = {"batch", self.design.schema.batch}
+        causes = {
+            "treatment" if k in treated else "batch" if k in batch else "covariates" for k in do
+        }
+        return [block.name for block in self.declaration.blocks if block.parents & causes]
+
+    def _expression(self, found: Expression, cells: Cells) -> AnnData:
+        genes = pd.DataFrame(index=pd.Index(self.design.genes))
+        layers = {"sd": found.sd, "q05": found.q05, "q95": found.q95}
+        return ad.AnnData(found.mean, obs=cells.obs(), var=genes, layers=layers)
+
+    def _expected(
+        self, factual: Cells, do: Mapping[str, Any], draws: int, seed: int
+    ) -> Expression:
+        self._fitted()
+        return expected_counts(
+            self.model,
+            self.guide,
+            factual,
+            self.design.do(factual, do) if do else factual,
+            redraw=self.descendants(do),
+            draws=draws,
+            seed=seed,
+            device=self.device,
+        )
+
+    # ---- judgement -------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        adata: AnnData | None = None,
+        split: Split | None = None,
+        *,
+        draws: int = 20,
+        by_condition: bool = False,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Compare predictions of test conditions with what was measured, beside baselines.
+
+        Parameters
+        ----------
+        adata
+            All cells of the split; the training data by default.
+        split
+            The split the model was trained with; its test cells are the truth.
+        draws
+            Posterior draws per predicted cell.
+        by_condition
+            Return one row per method and condition instead of the means.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        pandas.DataFrame
+            See :func:`pyro_fcr.analysis.performance.performance`.
+        """
+        cells = self.encode(adata)
+        everything = np.ones(len(cells), bool)
+        masks = [everything if split is None else split.mask(cells, k) for k in ("train", "test")]
+
+        def predict(factual: Cells, group: int) -> np.ndarray:
+            label, dose = self.design.label(self.design.treatment_rows[group])
+            do = {"treatment": label} | ({"dose": dose} if self.design.schema.dose else {})
+            return self._expected(factual, do, draws, seed).mean
+
+        def reconstruct(factual: Cells) -> np.ndarray:
+            return self._expected(factual, {}, draws, seed).mean
+
+        return performance(
+            predict,
+            reconstruct,
+            cells,
+            *masks,
+            name=type(self).__name__,
+            by_condition=by_condition,
+        )
+
+    def certificate(
+        self, block: str | None = None, *, replicates: int = 200, seed: int = 0
+    ) -> Certificate:
+        """Say whether the interaction block is identified, from its interaction contrasts.
+
+        Parameters
+        ----------
+        block
+            The block that depends on treatment and covariates; found by its parents by default.
+        replicates
+            Bootstrap replicates behind the interval.
+        seed
+            Governs the bootstrap.
+
+        Returns
+        -------
+        Certificate
+            ``verdict`` is "identified", "not identified" or "undetermined"; print it for words.
+        """
+        both = {"treatment", "covariates"}
+        candidates = [b.name for b in self.declaration.blocks if both <= b.parents]
+        if not candidates and block is None:
+            raise DesignError(
+                sentence(
+                    "no interaction block to certify",
+                    where=type(self).__name__,
+                    expected="a block that depends on treatment and covariates",
+                    got=f"blocks {[b.name for b in self.declaration.blocks]}",
+                    hint="use a system with such a block",
+                )
+            )
+        mean, sd = self._moments(self.cells)[block or candidates[0]]
+        return interaction_certificate(mean, sd, self.cells, replicates=replicates, seed=seed)
+
+    def _chunks(self, cells: Cells) -> Iterator[Batch]:
+        starts = range(0, len(cells), CHUNK)
+        return (cells.batch(slice(start, start + CHUNK)).to(self.device) for start in starts)

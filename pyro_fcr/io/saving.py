@@ -1,0 +1,164 @@
+"""A fitted model as a folder: JSON for what it is, safetensors for its weights, no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from pyro.infer import autoguide
+
+import pyro_fcr.guides
+import pyro_fcr.likelihoods
+import pyro_fcr.penalties
+import pyro_fcr.priors
+from pyro_fcr.errors import LoadError, sentence
+from pyro_fcr.nn import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["FORMAT", "describe", "read_json", "rebuild", "versions", "write_json"]
+
+FORMAT = 1
+"""Version of the folder's layout; a newer one is refused."""
+
+ROOMS = {
+    "guides": pyro_fcr.guides,
+    "likelihoods": pyro_fcr.likelihoods,
+    "penalties": pyro_fcr.penalties,
+    "priors": pyro_fcr.priors,
+}
+"""Where a part may be rebuilt from: nothing outside these modules' public names is ever called."""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages a result depends on."""
+    found = {}
+    for name in ("pyro-fcr", "pyro-ppl", "torch", "anndata", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def describe(value: Any) -> Any:
+    """Return a JSON-able description of a part, or of a value inside one's arguments.
+
+    A built-in part becomes its public name and arguments, an AutoGuide class its name; a part
+    of the user's own becomes ``{"user": class name}`` and must be given again when loading.
+    """
+    if isinstance(value, Part) and value.is_builtin:
+        room = type(value).__module__.split(".")[1]
+        arguments = {name: describe(given) for name, given in value.config().items()}
+        return {"part": f"{room}.{type(value).__name__}", "arguments": arguments}
+    if isinstance(value, type) and value.__module__.startswith("pyro.infer.autoguide"):
+        return {"autoguide": value.__name__}
+    if isinstance(value, tuple | list):
+        return [describe(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return {"user": type(value).__name__}
+
+
+def rebuild(description: Any, given: Any, *, slot: str) -> Any:
+    """Return what :func:`describe` described, or the user's own part where it was one.
+
+    Parameters
+    ----------
+    description
+        From the model's JSON.
+    given
+        The part the user handed to ``load`` for this slot, or ``None``.
+    slot
+        The argument's name, for the message.
+
+    Raises
+    ------
+    LoadError
+        If the part was the user's own and is not given, or is none this package knows.
+    """
+    if given is not None:
+        return given
+    if isinstance(description, list):
+        return tuple(rebuild(item, None, slot=slot) for item in description)
+    if not isinstance(description, dict):
+        return description
+    if "user" in description:
+        raise LoadError(
+            sentence(
+                f"the model was saved with a {description['user']} of the user's own",
+                where=slot,
+                expected="the object itself, since code is never loaded from a file",
+                got="nothing",
+                hint=f"pyro_fcr.load(path, {slot}) with that {description['user']}",
+            )
+        )
+    made: Any = None
+    if "autoguide" in description:
+        name = str(description["autoguide"])
+        made = getattr(autoguide, name, None) if name in autoguide.__all__ else None
+    elif "part" in description:
+        room, _, name = str(description["part"]).partition(".")
+        cls = getattr(ROOMS.get(room), name, None)
+        if isinstance(cls, type) and issubclass(cls, Part):
+            arguments = {
+                key: rebuild(value, None, slot=f"{slot}.{key}")
+                for key, value in dict(description.get("arguments", {})).items()
+            }
+            made = cls(**arguments)
+    if made is None:
+        raise LoadError(
+            sentence(
+                "the model names a part this version does not have",
+                where=slot,
+                expected=f"a public class of {sorted(ROOMS)} or an AutoGuide",
+                got=repr(description)[:80],
+                hint="load it with the version it was saved with",
+            )
+        )
+    return made
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON to a file, all of it or none."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a model's JSON.
+
+    Raises
+    ------
+    LoadError
+        If the file is missing, damaged, or of a newer layout.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        layout = int(content["format"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoadError(
+            sentence(
+                "cannot read the model",
+                where=str(path),
+                expected="the folder that save() wrote",
+                got=f"{type(error).__name__}: {error}".splitlines()[0],
+                hint="give the folder that holds model.json",
+            )
+        ) from None
+    if layout > FORMAT:
+        raise LoadError(
+            sentence(
+                "the model was saved by a newer version",
+                where=str(path),
+                expected=f"layout {FORMAT} or older",
+                got=f"layout {layout}",
+                hint="upgrade pyro-fcr",
+            )
+        )
+    return content

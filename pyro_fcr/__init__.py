@@ -6,8 +6,9 @@ from pyro_fcr.data import Design, Schema, Split, splits
 from pyro_fcr.estimator import load
 from pyro_fcr.guides import Guide
 from pyro_fcr.likelihoods import Likelihood
+from pyro_fcr.nn import Block
 from pyro_fcr.penalties import Penalty
-from pyro_fcr.priors import Block, Prior
+from pyro_fcr.priors import Prior
 from pyro_fcr.systems import FCR
 
 __all__ = [

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pyro_fcr.data import Batch, Design
     from pyro_fcr.likelihoods import GeneStatistics, Likelihood
-    from pyro_fcr.priors import Block
+    from pyro_fcr.nn import Block
 
 __all__ = ["Declaration", "Recipe", "assemble"]
 

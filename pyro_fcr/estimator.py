@@ -200,10 +200,11 @@ class Estimator(Fitted):
         NonFiniteError
             If the loss or its gradient stops being finite; the last good weights are kept.
         """
-        parts = {"train": self.cells, "valid": None}
+        train, valid = self.cells, None
         if split is not None:
-            parts = {k: _part(self.cells, split, k) for k in parts}
-        train, valid = parts["train"], parts["valid"]
+            train = self.cells.subset(split.mask(self.cells, "train"))
+            if (held := split.mask(self.cells, "valid")).any():
+                valid = self.cells.subset(held)
         if early_stopping and valid is None:
             raise DesignError(
                 sentence(
@@ -378,11 +379,6 @@ def load(
 
 def _batches(cells: Cells) -> Iterator[Batch]:
     return (cells.batch(slice(start, start + CHUNK)) for start in range(0, len(cells), CHUNK))
-
-
-def _part(cells: Cells, split: Split, part: str) -> Cells | None:
-    mask = split.mask(cells, part)
-    return cells.subset(mask) if mask.any() else None
 
 
 def _told(plan: Plan) -> dict[str, float]:

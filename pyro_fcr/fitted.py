@@ -15,7 +15,6 @@ from pyro_fcr.analysis.draws import moments, seeded
 from pyro_fcr.analysis.expression import Expression, expected_counts, sampled_counts
 from pyro_fcr.analysis.performance import performance
 from pyro_fcr.analysis.posterior import cell_coordinates, posterior_tree
-from pyro_fcr.data import Cells, Design, Split
 from pyro_fcr.errors import DesignError, NotFittedError, sentence
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pyro_fcr.assembly import Declaration
-    from pyro_fcr.data import Batch
+    from pyro_fcr.data import Batch, Cells, Design, Split
     from pyro_fcr.evaluate import Certificate
     from pyro_fcr.model import LatentModel
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from pyro_fcr.data import Batch
     from pyro_fcr.likelihoods import Likelihood
-    from pyro_fcr.priors import Block, Prior
+    from pyro_fcr.nn import Block
+    from pyro_fcr.priors import Prior
 
 __all__ = ["OBSERVATION", "LatentModel", "global_sites"]
 
@@ -60,9 +61,8 @@ class LatentModel(LocalModule):
     ) -> None:
         super().__init__()
         self.blocks = tuple(blocks)
-        self.priors = PyroModule[nn.ModuleDict](
-            {block.name: priors[block.name] for block in blocks}
-        )
+        parts = {block.name: priors[block.name] for block in blocks}
+        self.priors: Any = PyroModule[nn.ModuleDict](parts)  # type: ignore[arg-type]
         self.decoder = decoder
         self.likelihood = likelihood
 

@@ -24,32 +24,34 @@ FRONT = "__init__"  # the room of pyro_fcr/__init__.py
 
 # The direction of imports, as ARCHITECTURE.md draws it. A room may always import itself.
 LEAVES = frozenset({"errors", "_version"})
-GROUND = LEAVES | {"distributions", "nn", "data"}
+GROUND = LEAVES | {"data", "nn", "distributions"}
 PARTS = GROUND | {"priors", "likelihoods", "penalties"}
 MODEL = PARTS | {"guides", "model"}
-USES = MODEL | {"infer", "analysis", "evaluate", "io"}
-SYSTEMS = USES | {"estimator", "systems"}
+READS = MODEL | {"infer", "evaluate", "analysis", "io"}
 ALLOWED: dict[str, frozenset[str]] = {
     "_version": frozenset(),
     "errors": frozenset(),
-    "distributions": LEAVES,
-    "nn": LEAVES,
     "data": LEAVES,
+    "distributions": LEAVES,
+    "nn": LEAVES | {"data"},
     "priors": GROUND,
     "likelihoods": GROUND,
     "penalties": GROUND,
     "guides": PARTS,
     "model": PARTS | {"guides"},
-    "infer": LEAVES | {"nn", "data", "penalties"},
-    "analysis": MODEL | {"infer"},
-    "evaluate": MODEL | {"infer"},
+    "infer": GROUND | {"penalties"},
+    "evaluate": LEAVES,
+    "analysis": MODEL | {"infer", "evaluate"},
     "io": MODEL | {"infer"},
-    "estimator": USES,
-    "systems": USES | {"estimator"},
+    "assembly": READS,
+    "fitted": READS | {"assembly"},
+    "estimator": READS | {"assembly", "fitted"},
+    "systems": READS | {"assembly", "fitted", "estimator"},
     "simulate": LEAVES,
     "datasets": LEAVES,
-    "cli": SYSTEMS | {"simulate", "datasets", FRONT},
-    FRONT: SYSTEMS | {"simulate", "datasets"},
+    "cli": READS | {"assembly", "fitted", "estimator", "systems", "simulate", "datasets", FRONT},
+    "__main__": frozenset({"cli"}),
+    FRONT: READS | {"assembly", "fitted", "estimator", "systems", "simulate", "datasets"},
 }
 
 SYSTEM_NAMES = frozenset({"FCR", "SVAE", "InVAE"})

@@ -1,4 +1,4 @@
-"""Is the interaction block of a fitted model identified?"""
+"""Whether the interaction block of a fitted model is identified."""
 
 from __future__ import annotations
 

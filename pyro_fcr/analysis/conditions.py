@@ -31,9 +31,12 @@ def condition_cells(design: Design, *, repeats: int = 1) -> Cells:
     """
     levels = list(design.covariates.values())
     codes = np.asarray(
-        [[levels[k].index(value) for k, value in enumerate(joint)] for joint in design.covariate_levels],
+        [
+            [names.index(v) for names, v in zip(levels, j, strict=True)]
+            for j in design.covariate_levels
+        ],
         dtype=np.int64,
-    ).reshape(design.n_covariate_levels, design.n_covariates)  # fmt: skip
+    ).reshape(design.n_covariate_levels, design.n_covariates)
     n_t, n_x = design.n_treatment_levels, design.n_covariate_levels
     treatment = np.repeat(np.arange(n_t), n_x * repeats)
     covariate = np.tile(np.repeat(np.arange(n_x), repeats), n_t)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,6 @@ from pyro_fcr.nn import in_cell_plate, latent_sites
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
-    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -22,22 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["cell_sites", "draw_observation", "draw_sites", "moments", "seeded"]
 
 
-def seeded(seed: int) -> AbstractContextManager[Any]:
-    """Return a context whose draws depend on ``seed`` alone and leave no trace outside."""
-    return _Seeded(seed)
-
-
-class _Seeded:
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self._fork = torch.random.fork_rng()
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *error: object) -> None:
-        self._fork.__exit__(*error)
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Make draws inside the context depend on ``seed`` alone and leave no trace outside."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ def performance(
     seen = cells.subset(train)
     table = profiles(seen.counts, *_labels(seen))
     control = cells.design.treatment_levels[0]
-    baselines = {b.name: b.fit(table, control=control) for b in (cls() for cls in BASELINES)}
+    baselines = {key: cls().fit(table, control=control) for key, cls in BASELINES.items()}
     components = principal_components(seen.counts, 50)
     rows = []
     for condition in _conditions(cells, train, test):

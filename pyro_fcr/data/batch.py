@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["Batch"]
 
@@ -18,7 +19,7 @@ class Batch:
     Parameters
     ----------
     counts
-        Shape (B, G), float32: molecules per cell and gene (or intensities, for a Normal likelihood).
+        Shape (B, G), float32: molecules per cell and gene, or intensities.
     library
         Shape (B,), float32: the size factor in molecules; by default a cell's total count.
     treatment
@@ -61,7 +62,9 @@ class Batch:
         return self.counts.device
 
     def _map(self, function: Any) -> Batch:
-        tensors = {f.name: function(getattr(self, f.name)) for f in fields(self) if f.name != "n_cells"}
+        tensors = {
+            f.name: function(getattr(self, f.name)) for f in fields(self) if f.name != "n_cells"
+        }
         return Batch(**tensors, n_cells=self.n_cells)
 
     def to(self, device: torch.device | str) -> Batch:

@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Gamma, constraints
 from torch.nn import functional as F
 
+Shape = torch.Size | list[int] | tuple[int, ...]
+
 __all__ = ["NegativeBinomial", "ZeroInflatedNegativeBinomial", "negative_binomial_log_prob"]
 
 
@@ -43,7 +45,7 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
         y, a, softplus, theta = ctx.saved_tensors
         d_mean = torch.addcmul(y, y + theta, torch.sigmoid(a), value=-1)
         d_theta = torch.addcmul(-d_mean, theta, softplus, value=-1)
@@ -109,7 +111,7 @@ class NegativeBinomial(TorchDistribution):
         self.log_mean, self.log_dispersion = log_mean, log_dispersion
         super().__init__(log_mean.shape[:-1], log_mean.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> NegativeBinomial:
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> NegativeBinomial:
         """Return the distribution over a larger batch of cells."""
         log_mean = self.log_mean.expand(torch.Size(batch_shape) + self.event_shape)
         return NegativeBinomial(log_mean, self.log_dispersion, validate_args=False)
@@ -121,11 +123,11 @@ class NegativeBinomial(TorchDistribution):
         return negative_binomial_log_prob(value, self.log_mean, self.log_dispersion).sum(-1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw counts through the Gamma-Poisson mixture; shape ``sample_shape`` + (..., G)."""
         theta = self.log_dispersion.exp().expand_as(self.log_mean)
         rate = Gamma(theta, theta / self.mean.clamp_min(1e-30), validate_args=False)
-        return torch.poisson(rate.sample(sample_shape))
+        return torch.poisson(rate.sample(torch.Size(sample_shape)))
 
     @property
     def mean(self) -> Tensor:
@@ -164,9 +166,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         self.gate = gate
         super().__init__(log_mean, log_dispersion, validate_args=validate_args)
 
-    def expand(
-        self, batch_shape: torch.Size, _instance: Any = None
-    ) -> ZeroInflatedNegativeBinomial:
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> ZeroInflatedNegativeBinomial:
         """Return the distribution over a larger batch of cells."""
         shape = torch.Size(batch_shape) + self.event_shape
         return ZeroInflatedNegativeBinomial(
@@ -186,7 +186,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         return torch.logaddexp(present, structural).sum(-1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw counts; shape ``sample_shape`` + (..., G)."""
         counts = super().sample(sample_shape)
         return counts * torch.bernoulli(torch.sigmoid(-self.gate).expand_as(counts))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pyro_fcr.data import Batch, Design
     from pyro_fcr.likelihoods import GeneStatistics, Likelihood
-    from pyro_fcr.priors import Block
+    from pyro_fcr.nn import Block
 
 __all__ = ["Composed"]
 
@@ -55,8 +55,8 @@ class Composed(Guide):
                     hint="use AutoNormal, AutoLowRankMultivariateNormal or AutoMultivariateNormal",
                 )
             )
-        self.locals = Amortised() if locals is None else locals
-        self.globals = globals
+        self.locals: Guide = Amortised() if locals is None else locals
+        self.globals: Any = globals
 
     def bind(
         self,

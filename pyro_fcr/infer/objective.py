@@ -158,7 +158,7 @@ class SiteELBO(TraceMeanField_ELBO):
         for name, site in guide_trace.nodes.items():
             if site["type"] == "sample" and name not in model_trace.nodes:
                 if site_is_factor(site):
-                    factors[name] = site["fn"].log_factor.sum()
+                    factors[name] = _log_factor(site)
                 elif not site_is_subsample(site):
                     factors[name] = _log_prob_sum(site)
         self.local_sites = {n for n in divergences if in_cell_plate(model_trace.nodes[n])}
@@ -176,14 +176,12 @@ class SiteELBO(TraceMeanField_ELBO):
         factors: Mapping[str, Tensor],
     ) -> Tensor:
         """Return −Σ log-densities + Σ weighted divergences + Σ factors."""
-        weights = {
-            name: self.kl_weight if name in self.local_sites else 1.0 for name in divergences
-        }
-        return (
-            -sum(observed.values())
-            + sum(weights[name] * value for name, value in divergences.items())
-            + sum(factors.values())
-        )
+        loss = torch.stack([-value for value in observed.values()]).sum()
+        for name, value in divergences.items():
+            loss = loss + (self.kl_weight if name in self.local_sites else 1.0) * value
+        for value in factors.values():
+            loss = loss + value
+        return loss
 
 
 class Objective(nn.Module):
@@ -248,13 +246,17 @@ class Objective(nn.Module):
         return Terms(loss, sites, self.elbo.draws)
 
 
-def _log_prob_sum(site: dict[str, Any]) -> Tensor:
+def _log_prob_sum(site: Any) -> Tensor:
     return dist.util.scale_and_mask(
         site["fn"].log_prob(site["value"]), scale=site["scale"], mask=site["mask"]
     ).sum()
 
 
-def _divergence(q: dict[str, Any], p: dict[str, Any]) -> Tensor:
+def _log_factor(site: Any) -> Tensor:
+    return site["fn"].log_factor.sum()
+
+
+def _divergence(q: Any, p: Any) -> Tensor:
     try:
         divergence = kl_divergence(q["fn"], p["fn"])
     except NotImplementedError:

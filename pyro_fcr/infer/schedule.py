@@ -42,6 +42,7 @@ class Plan:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        """Refuse a plan without steps."""
         if self.steps < 1:
             raise FitError(
                 sentence(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pyro_fcr.data import Batch
     from pyro_fcr.infer.objective import Objective
-    from pyro_fcr.priors import Block
+    from pyro_fcr.nn import Block
 
 __all__ = ["check_distribution", "check_priors", "check_terms"]
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_fcr.errors import NonFiniteError, sentence
-from pyro_fcr.infer.schedule import Settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from pyro_fcr.data import Batch, BatchSource
     from pyro_fcr.infer.objective import Objective, Terms
-    from pyro_fcr.infer.schedule import Plan
+    from pyro_fcr.infer.schedule import Plan, Settled
 
 from pyro_fcr.infer.checkpoint import load_checkpoint, save_checkpoint
 
@@ -249,11 +248,11 @@ class Trainer:
                 for i in range(len(batch))
                 if not torch.isfinite(self.objective(batch.rows(torch.tensor([i]))).loss)
             ]
+        site = f"site {', '.join(bad)}" if bad else "its gradient"
         where = f"epoch {self.epoch + 1}, step {self.step_count + 1}"
         return NonFiniteError(
             sentence(
-                f"the objective is not finite at {'site ' + ', '.join(bad) if bad else 'its gradient'}"
-                f", cells {cells[:5] or 'none alone'}",
+                f"the objective is not finite at {site}, cells {cells[:5] or 'none alone'}",
                 where=where,
                 expected="a finite loss and gradient",
                 got=f"loss {float(terms.loss):.4g}",

@@ -41,7 +41,8 @@ def gene_statistics(likelihood: Likelihood, batches: Iterable[Batch]) -> GeneSta
     batches
         The training cells, each once.
     """
-    n, total, squares, rate = 0, 0.0, 0.0, 0.0
+    n = 0
+    total = squares = rate = torch.zeros((), dtype=torch.float64)
     for batch in batches:
         features = likelihood.features(batch).double()
         n += len(batch)

@@ -1,5 +1,6 @@
 """Modules with parameters of their own, networks, tables over conditions."""
 
+from pyro_fcr.nn.block import Block
 from pyro_fcr.nn.conditions import ConditionTable
 from pyro_fcr.nn.module import LocalModule, Part, touch_globals
 from pyro_fcr.nn.networks import MLP, Decoder, ParallelMLP
@@ -8,6 +9,7 @@ from pyro_fcr.nn.traces import in_cell_plate, latent_sites
 
 __all__ = [
     "MLP",
+    "Block",
     "ConditionTable",
     "Decoder",
     "LocalModule",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 from pyro.nn import PyroModule
-from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["LocalModule", "Part", "touch_globals"]
 

@@ -43,11 +43,12 @@ class MLP(nn.Module):
         for width in hidden:
             layers += [nn.Linear(n_in, width), nn.LayerNorm(width), nn.GELU()]
             n_in = width
-        self.layers = nn.Sequential(*layers, nn.Linear(n_in, n_out, bias=last_bias))
+        self.layers = nn.Sequential(*layers)
+        self.last = nn.Linear(n_in, n_out, bias=last_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., n_in) to (..., n_out)."""
-        return self.layers(x)
+        return self.last(self.layers(x))
 
 
 class ParallelMLP(nn.Module):
@@ -143,7 +144,7 @@ class Decoder(nn.Module):
         with torch.no_grad():
             self.linear.weight.mul_(0.1)
             self.linear.bias.zero_()
-            self.network.layers[-1].weight.mul_(0.3)
+            self.network.last.weight.mul_(0.3)
 
     def forward(self, z: Tensor, batch: Batch) -> Tensor:
         """Map latents (..., B, n_latent) to (..., B, n_out)."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyro_fcr.data import Batch, Design
-    from pyro_fcr.priors import Block
+    from pyro_fcr.nn import Block
 
 __all__ = ["LABELS", "Adversarial", "Penalty", "group_of", "permute_within"]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyro_fcr.data import Batch, Design
-    from pyro_fcr.priors import Block
+    from pyro_fcr.nn import Block
 
 __all__ = ["PermutationDiscriminator"]
 

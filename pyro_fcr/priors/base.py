@@ -1,9 +1,8 @@
-"""What a latent block is, and what a prior over it promises."""
+"""What a prior over a latent block promises."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyro_fcr.nn import Part
@@ -12,28 +11,9 @@ if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution
 
     from pyro_fcr.data import Batch, Design
+    from pyro_fcr.nn import Block
 
-__all__ = ["Block", "Prior"]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A latent block of the generative model.
-
-    Parameters
-    ----------
-    name
-        Site name, by the paper's symbol.
-    size
-        Number of latent dimensions.
-    parents
-        What the block depends on in the causal graph: any of ``"treatment"``, ``"covariates"``,
-        ``"batch"``. An intervention redraws the blocks that descend from what it sets.
-    """
-
-    name: str
-    size: int
-    parents: frozenset[str] = frozenset()
+__all__ = ["Prior"]
 
 
 class Prior(Part):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pyro.distributions as dist
 import torch
 
-from pyro_fcr.nn import ConditionTable
-from pyro_fcr.priors.base import Block, Prior
+from pyro_fcr.nn import Block, ConditionTable
+from pyro_fcr.priors.base import Prior
 
 if TYPE_CHECKING:
     from pyro_fcr.data import Batch, Design

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import pyro.distributions as dist
 
-from pyro_fcr.priors.base import Block, Prior
+from pyro_fcr.priors.base import Prior
 
 if TYPE_CHECKING:
     from pyro_fcr.data import Batch, Design
+    from pyro_fcr.nn import Block
 
 __all__ = ["Standard"]
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 from pyro_fcr.assembly import Declaration
 from pyro_fcr.estimator import Estimator
 from pyro_fcr.infer import Weighted
+from pyro_fcr.nn import Block
 from pyro_fcr.penalties import (
     ConditionalHSIC,
     CovariateHead,
     PermutationDiscriminator,
     TreatmentHead,
 )
-from pyro_fcr.priors import Block, Gaussian
+from pyro_fcr.priors import Gaussian
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

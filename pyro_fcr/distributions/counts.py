@@ -126,7 +126,9 @@ class NegativeBinomial(TorchDistribution):
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw counts through the Gamma-Poisson mixture; shape ``sample_shape`` + (..., G)."""
         theta = self.log_dispersion.exp().expand_as(self.log_mean)
-        rate = Gamma(theta, theta / self.mean.clamp_min(1e-30), validate_args=False)
+        # Not self.mean: in a subclass that is the mean of the mixture.
+        mu = self.log_mean.exp().clamp_min(1e-30)
+        rate = Gamma(theta, theta / mu, validate_args=False)
         return torch.poisson(rate.sample(torch.Size(sample_shape)))
 
     @property

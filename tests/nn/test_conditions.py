@@ -1,0 +1,110 @@
+"""Condition tables, worked by hand."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import tiny_adata, tiny_cells
+
+from pyro_fcr.data import Design, Schema
+from pyro_fcr.nn import ConditionTable
+from pyro_fcr.nn.conditions import GAIN
+
+
+def filled(cells, parents):
+    table = ConditionTable(cells.design, parents, torch.ones(2))
+    for parameter in table.parameters():
+        torch.nn.init.normal_(parameter)
+    return table
+
+
+def one(cells, **do):
+    """The batch of a single cell under the given labels."""
+    return cells.design.do(cells.subset([0]), do).batch()
+
+
+@pytest.fixture
+def cells():
+    return tiny_cells(tiny_adata(combo=True, per_condition=8))
+
+
+def test_effects_by_hand(cells):
+    table = filled(cells, ["treatment", "covariates"])
+    eta, a, b, c = table.intercept, table.covariates, table.treatment, table.interaction
+    assert cells.design.treatments == ("A", "B")
+    for x, name in enumerate("uvw"):
+        expected = {
+            "ctrl": eta + a[x],
+            "A": eta + a[x] + b[0] + c[0, x],
+            "A+B": eta + a[x] + b[0] + b[1] + c[0, x] + c[1, x],
+        }
+        for treatment, value in expected.items():
+            out = table(one(cells, treatment=treatment, type=name))
+            torch.testing.assert_close(out[0], GAIN * value)
+
+
+def test_a_control_has_no_treatment_term(cells):
+    table = filled(cells, ["treatment", "covariates"])
+    covariates_only = filled(cells, ["covariates"])
+    covariates_only.intercept.data = table.intercept.data
+    covariates_only.covariates.data = table.covariates.data
+    control = cells.batch(cells.treatment_id == 0)
+    torch.testing.assert_close(table(control), covariates_only(control))
+
+
+def test_doses_weigh_the_effects():
+    adata = tiny_adata(per_condition=8)
+    adata.obs["dose"] = np.where(adata.obs["drug"] == "ctrl", 0.0, 2.0)
+    cells = tiny_cells(adata, dose="dose")
+    table = filled(cells, ["treatment"])
+    out = table(one(cells, treatment="B", dose=0.5))
+    torch.testing.assert_close(out[0], GAIN * (table.intercept + 0.5 * table.treatment[1]))
+
+
+def test_batch_and_unread_parents(cells):
+    lanes = tiny_cells(batch="lane")
+    table = filled(lanes, ["batch"])
+    batch = lanes.batch(slice(0, 20))
+    torch.testing.assert_close(table(batch), GAIN * (table.intercept + table.batch[batch.batch]))
+    changed = batch.replace(treatment=batch.treatment + 1, covariates=batch.covariates * 0)
+    torch.testing.assert_close(table(batch), table(changed))
+
+
+def two_covariates():
+    """Donor and type jointly; the pair (d1, v) is never seen."""
+    rows = [(t, x, d) for t in ("c", "A") for x, d in [("u", "d0"), ("u", "d1"), ("v", "d0")]]
+    rows = [row for row in rows for _ in range(6)]
+    obs = pd.DataFrame(rows, columns=["drug", "type", "donor"], dtype=str)
+    obs.index = [f"n{i}" for i in range(len(rows))]
+    counts = np.random.default_rng(0).poisson(5.0, (len(rows), 4)).astype("float32")
+    adata = ad.AnnData(counts, obs=obs)
+    schema = Schema(treatment="drug", control="c", covariates=["type", "donor"])
+    return Design.fit(adata, schema).encode(adata)
+
+
+def test_unseen_joint_covariates_fall_back_on_their_main_effects():
+    cells = two_covariates()
+    assert cells.design.n_covariate_levels == 3
+    table = filled(cells, ["treatment", "covariates"])
+    assert table.covariates.shape == (2 + 2 + 3, 2)
+    seen = one(cells, treatment="A", type="v", donor="d0")
+    joint = 4 + int(seen.covariate_id)
+    a, b, c = table.covariates, table.treatment[0], table.interaction[0]
+    torch.testing.assert_close(
+        table(seen)[0],
+        GAIN * (table.intercept + a[1] + a[2] + a[joint] + b + c[1] + c[2] + c[joint]),
+    )
+    unseen = one(cells, treatment="A", type="v", donor="d1")
+    assert int(unseen.covariate_id) == -1
+    torch.testing.assert_close(
+        table(unseen)[0], GAIN * (table.intercept + a[1] + a[3] + b + c[1] + c[3])
+    )
+
+
+def test_interactions_and_joint_effects_start_at_zero():
+    cells = two_covariates()
+    table = ConditionTable(cells.design, ["treatment", "covariates"], torch.ones(2))
+    assert table.interaction.abs().sum() == 0
+    assert table.covariates[4:].abs().sum() == 0
+    assert table.covariates[:4].abs().min() > 0

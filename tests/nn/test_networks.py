@@ -1,0 +1,89 @@
+"""Fused networks against separate ones."""
+
+import pytest
+import torch
+from tiny import tiny_cells
+from torch import nn
+
+from pyro_fcr.nn import MLP, Decoder, ParallelMLP
+
+
+def separate(fused: ParallelMLP, k: int) -> nn.Sequential:
+    """Network k of a fused one, as torch layers with its weights copied."""
+    w = fused.width
+    layers = []
+    first = nn.Linear(fused.first.in_features, w)
+    first.weight.data = fused.first.weight.data[k * w : (k + 1) * w].clone()
+    first.bias.data = fused.first.bias.data[k * w : (k + 1) * w].clone()
+    layers.append(first)
+    for layer in range(len(fused.norms_kd)):
+        norm = nn.LayerNorm(w)
+        norm.weight.data = fused.norms_kd[layer].data[0, k].clone()
+        norm.bias.data = fused.norms_kd[layer].data[1, k].clone()
+        layers += [norm, nn.GELU()]
+        last = layer == len(fused.norms_kd) - 1
+        weight = fused.last_weight_kdo if last else fused.weights_kdd[layer]
+        bias = fused.last_bias_ko if last else fused.biases_kd[layer]
+        out = fused.n_out[k] if last else w
+        linear = nn.Linear(w, out)
+        linear.weight.data = weight.data[k, :, :out].T.clone()
+        linear.bias.data = bias.data[k, 0, :out].clone()
+        layers.append(linear)
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_fused_networks_equal_separate_ones(depth):
+    fused = ParallelMLP(6, [4, 2, 7], width=5, depth=depth).double()
+    for parameter in fused.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(9, 6, dtype=torch.float64)
+    outputs = fused(x)
+    assert [tuple(o.shape) for o in outputs] == [(9, 4), (9, 2), (9, 7)]
+    for k, output in enumerate(outputs):
+        alone = separate(fused, k)
+        torch.testing.assert_close(output, alone(x))
+    # Gradients of one output touch no other network.
+    outputs[1].sum().backward()
+    assert fused.last_weight_kdo.grad[[0, 2]].abs().sum() == 0
+    assert fused.last_weight_kdo.grad[1].abs().sum() > 0
+    assert fused.first.weight.grad[:5].abs().sum() == 0
+    alone = separate(fused, 1)
+    alone(x).sum().backward()
+    torch.testing.assert_close(fused.first.weight.grad[5:10], alone[0].weight.grad)
+
+
+def test_a_shift_enters_each_network_at_its_own_place():
+    fused = ParallelMLP(3, [2, 2], width=4, depth=1)
+    x, shift = torch.randn(5, 3), torch.zeros(5, 8)
+    shift[:, 4:] = torch.randn(5, 4)
+    plain, shifted = fused(x), fused(x, shift)
+    torch.testing.assert_close(plain[0], shifted[0])
+    assert not torch.allclose(plain[1], shifted[1])
+    alone = separate(fused, 1)
+    torch.testing.assert_close(shifted[1], alone[1:](alone[0](x) + shift[:, 4:]))
+
+
+def test_mlp_shapes_and_linear_case():
+    assert MLP(3, 2, hidden=(8, 4))(torch.zeros(7, 5, 3)).shape == (7, 5, 2)
+    flat = MLP(3, 2, hidden=(), last_bias=False)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(flat(2 * x), 2 * flat(x))
+
+
+def test_decoder_reads_the_batch_only_if_asked():
+    batch = tiny_cells(batch="lane").batch(slice(0, 6))
+    other = batch.replace(batch=1 - batch.batch)
+    z = torch.randn(4, 6, 3)
+    without, with_batch = Decoder(3, 10, hidden=(8,)), Decoder(3, 10, hidden=(8,), n_batches=2)
+    assert without(z, batch).shape == with_batch(z, batch).shape == (4, 6, 10)
+    torch.testing.assert_close(without(z, batch), without(z, other))
+    assert not torch.allclose(with_batch(z, batch), with_batch(z, other))
+
+
+def test_decoder_is_linear_plus_network():
+    decoder = Decoder(3, 4, hidden=(8,))
+    z = torch.randn(5, 3)
+    torch.testing.assert_close(
+        decoder(z, None), z @ decoder.linear.weight.T + decoder.linear.bias + decoder.network(z)
+    )

@@ -42,11 +42,15 @@ class Declaration:
     terms
         Penalties and heads by site name, each with its default weight in nats per cell; a
         weight of zero keeps a term available by name but out of the objective.
+    aligned
+        Blocks whose components, not only the block as a whole, are to be recovered: their gauge
+        is fixed during training (:mod:`pyro_fcr.infer.gauge`).
     """
 
     blocks: tuple[Block, ...]
     priors: Mapping[str, Prior]
     terms: Mapping[str, Weighted] = field(default_factory=dict)
+    aligned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pyro_fcr.assembly import Declaration, Recipe, assemble
 from pyro_fcr.data import Cells, Design, MemorySource, Schema, Split
 from pyro_fcr.errors import DesignError, LoadError, sentence
 from pyro_fcr.fitted import CHUNK, Fitted
-from pyro_fcr.infer import Plan, Settled, Trainer, resolve_device
+from pyro_fcr.infer import Plan, Settled, Trainer, align, resolve_device
 from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, resolve
 from pyro_fcr.nn import read_tensors, write_tensors
 
@@ -145,9 +145,10 @@ class Estimator(Fitted):
         split: Split | None = None,
         max_epochs: int | None = None,
         batch_size: int = 512,
-        learning_rate: float = 8e-3,
+        learning_rate: float = 5e-3,
         kl_warmup: float = 0.01,
         penalty_warmup: float = 0.2,
+        align_at: float = 0.5,
         seed: int = 0,
         device: str | torch.device = "auto",
         early_stopping: bool = False,
@@ -171,6 +172,10 @@ class Estimator(Fitted):
         kl_warmup, penalty_warmup
             Fractions of the planned steps over which the divergences' and the penalties' weights
             rise to their full values.
+        align_at
+            Fraction of the steps after which the gauge of the interaction block is fixed by
+            joint diagonalisation (:mod:`pyro_fcr.infer.gauge`); 1 fixes it at the very end, more
+            than 1 never.
         seed
             Governs initial weights, shuffling and draws.
         device
@@ -219,7 +224,11 @@ class Estimator(Fitted):
         steps = default_steps(len(train)) if max_epochs is None else max_epochs * epoch
         epochs = max(1, math.ceil(steps / epoch))
         plan = Plan(
-            steps, learning_rate=learning_rate, kl_warmup=kl_warmup, penalty_warmup=penalty_warmup
+            steps,
+            learning_rate=learning_rate,
+            kl_warmup=kl_warmup,
+            penalty_warmup=penalty_warmup,
+            align=align_at,
         )
         self.settings = {"seed": seed, "batch_size": batch_size, "steps": steps, **_told(plan)}
         self._objective.load_state_dict(self._fresh(train, seed=seed)[2].state_dict())
@@ -239,6 +248,7 @@ class Estimator(Fitted):
                 else MemorySource(valid, batch_size=512, shuffle=False),
                 validate_every=max(1, epochs // 50) if validate_every is None else validate_every,
                 settle=Settled() if early_stopping else None,
+                milestones={round(plan.align * steps): lambda: self._align(train)},
                 resume=resume,
                 progress=progress,
             )
@@ -246,6 +256,26 @@ class Estimator(Fitted):
             self._history = trainer.history
             self._objective.eval()
         return self.history
+
+    def _align(self, cells: Cells) -> None:
+        found = self._moments(cells)
+        condition = cells.treatment_id * self.design.n_covariate_levels + cells.covariate_id
+        start = 0
+        for block in self.declaration.blocks:
+            columns = slice(start, start := start + block.size)
+            if block.name not in self.declaration.aligned:
+                continue
+            mean, sd = (torch.from_numpy(a).to(self.device) for a in found[block.name])
+            align(
+                block.name,
+                prior=self.model.priors[block.name],
+                encoder=getattr(self.guide, "locals", self.guide),
+                decoder=self.model.decoder,
+                columns=columns,
+                moments=(mean, sd.square()),
+                condition=torch.from_numpy(condition).to(self.device),
+                batch=lambda rows: cells.batch(rows.cpu()),
+            )
 
     # ---- saving ----------------------------------------------------------------------------
 
@@ -289,14 +319,14 @@ class Estimator(Fitted):
 
 
 def default_steps(n_cells: int) -> int:
-    """Return how many steps of 512 cells the factors need to separate.
+    """Return how many steps the factors need to separate: a third of the cells, 600 to 20,000.
 
     Parameters
     ----------
     n_cells
         Number of training cells.
     """
-    return 3000
+    return min(20_000, max(600, n_cells // 3))
 
 
 def load(
@@ -382,4 +412,4 @@ def _batches(cells: Cells) -> Iterator[Batch]:
 
 
 def _told(plan: Plan) -> dict[str, float]:
-    return {k: getattr(plan, k) for k in ("learning_rate", "kl_warmup", "penalty_warmup")}
+    return {k: getattr(plan, k) for k in ("learning_rate", "kl_warmup", "penalty_warmup", "align")}

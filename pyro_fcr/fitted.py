@@ -136,6 +136,7 @@ class Fitted(ABC):
         dict of pandas.DataFrame
             Per block (N, d), one row per cell.
         """
+        self._fitted()
         cells = self.encode(adata)
         frames = {
             name: pd.DataFrame(
@@ -190,7 +191,6 @@ class Fitted(ABC):
         return np.concatenate([frames[name].to_numpy() for name in names], axis=1)
 
     def _moments(self, cells: Cells) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        self._fitted()
         parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         with seeded(0):
             for batch in self._chunks(cells):
@@ -458,6 +458,7 @@ class Fitted(ABC):
                     hint="use a system with such a block",
                 )
             )
+        self._fitted()
         mean, sd = self._moments(self.cells)[block or candidates[0]]
         return interaction_certificate(mean, sd, self.cells, replicates=replicates, seed=seed)
 

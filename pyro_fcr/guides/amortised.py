@@ -66,6 +66,29 @@ class Amortised(Guide):
         with pyro.plate("cells", batch.n_cells, subsample=batch.index):
             return {name: pyro.sample(name, q) for name, q in posteriors.items()}
 
+    def turn(self, name: str, matrix: Tensor, variance: Tensor) -> None:
+        """Replace a block's posterior mean m by ``matrix`` · m, and its scales accordingly.
+
+        A mean-field posterior stays one: of the turned covariance the diagonal is kept, in the
+        log-scales to first order about the average cell.
+
+        Parameters
+        ----------
+        name
+            The block.
+        matrix
+            Shape (d, d).
+        variance
+            Shape (d,): the block's posterior variance, averaged over cells.
+        """
+        index = [block.name for block in self.blocks].index(name)
+        shares = matrix.square() * variance
+        turned = shares.sum(1)
+        full = torch.block_diag(matrix, shares / turned[:, None]).to(self.mean_g.dtype)
+        offset = 0.5 * (turned.log() - (shares / turned[:, None]) @ variance.log())
+        offset = torch.cat([torch.zeros_like(offset), offset]).to(self.mean_g.dtype)
+        self.encoders.turn(index, full, offset)
+
     def posteriors(self, batch: Batch) -> dict[str, dist.TorchDistribution]:
         """Return q of each block: Normal, batch shape (B,), event shape (d,)."""
         features = (self._features(batch) - self.mean_g) / self.scale_g

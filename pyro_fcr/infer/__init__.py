@@ -1,5 +1,6 @@
 """Training: the objective, schedules, the loop, checkpoints."""
 
+from pyro_fcr.infer.gauge import align
 from pyro_fcr.infer.objective import Objective, SiteELBO, Terms, Weighted
 from pyro_fcr.infer.schedule import Plan, Settled
 from pyro_fcr.infer.trainer import Trainer, resolve_device
@@ -12,5 +13,6 @@ __all__ = [
     "Terms",
     "Trainer",
     "Weighted",
+    "align",
     "resolve_device",
 ]

@@ -63,7 +63,8 @@ class PenalisedGuide(nn.Module):
     def __init__(self, guide: Callable[[Batch], Any], penalties: Mapping[str, Weighted]) -> None:
         super().__init__()
         self.guide = guide
-        self.penalties = nn.ModuleDict({name: w.part for name, w in penalties.items()})
+        # By position: a name may hold a column's name, which may hold a dot.
+        self.parts = nn.ModuleList(w.part for w in penalties.values())
         self.weights = {name: w.weight for name, w in penalties.items()}
         self.ramp = 1.0
 
@@ -73,12 +74,12 @@ class PenalisedGuide(nn.Module):
             self.guide(batch)
         sites = latent_sites(capture.trace)
         draws = {name: site["value"] for name, site in sites.items()}
-        for name, penalty in self.penalties.items():
+        for (name, weight), penalty in zip(self.weights.items(), self.parts, strict=True):
             if penalty.reads == "mean":
                 z = {site_name: site["fn"].mean for site_name, site in sites.items()}
             else:
                 z = draws
-            scale = self.ramp * self.weights[name] * batch.n_cells
+            scale = self.ramp * weight * batch.n_cells
             pyro.factor(name, scale * penalty(z, batch), has_rsample=True)
 
 
@@ -96,7 +97,7 @@ class ObservedHeads(nn.Module):
     def __init__(self, model: Callable[[Batch], Any], heads: Mapping[str, Weighted]) -> None:
         super().__init__()
         self.model = model
-        self.heads = nn.ModuleDict({name: w.part for name, w in heads.items()})
+        self.parts = nn.ModuleList(w.part for w in heads.values())
         self.weights = {name: w.weight for name, w in heads.items()}
 
     def forward(self, batch: Batch) -> None:
@@ -104,14 +105,12 @@ class ObservedHeads(nn.Module):
         with poutine.trace() as capture:
             self.model(batch)
         z = {name: site["value"] for name, site in latent_sites(capture.trace).items()}
-        for name, head in self.heads.items():
-            reading = head(z, batch)
-            with (
-                pyro.plate("cells", batch.n_cells, subsample=batch.index),
-                poutine.scale(scale=self.weights[name]),
-                poutine.mask(mask=reading.mask),
-            ):
-                pyro.sample(name, reading.distribution, obs=reading.value)
+        # A plate of its own: Pyro takes a plate's name once per trace, and the model has "cells".
+        with pyro.plate("heads", batch.n_cells, subsample=batch.index):
+            for (name, weight), head in zip(self.weights.items(), self.parts, strict=True):
+                reading = head(z, batch)
+                with poutine.scale(scale=weight), poutine.mask(mask=reading.mask):
+                    pyro.sample(name, reading.distribution, obs=reading.value)
 
 
 class SiteELBO(TraceMeanField_ELBO):
@@ -211,8 +210,8 @@ class Objective(nn.Module):
     @property
     def critics(self) -> dict[str, Adversarial]:
         """The penalties that train a critic of their own, by name."""
-        parts = self.guide.penalties.items()
-        return {name: part for name, part in parts if isinstance(part, Adversarial)}
+        named = zip(self.guide.weights, self.guide.parts, strict=True)
+        return {name: part for name, part in named if isinstance(part, Adversarial)}
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return what the ELBO step trains: all parameters but the critics'."""

@@ -27,6 +27,9 @@ class Plan:
         Fraction of the steps over which the weight of the cells' divergences rises to 1.
     penalty_warmup
         Fraction of the steps over which the penalties' weight rises to its full value.
+    align
+        Fraction of the steps after which the gauge of the blocks is fixed; see
+        :mod:`pyro_fcr.infer.gauge`.
     clip
         Largest gradient norm, in nats per cell.
     weight_decay
@@ -34,11 +37,12 @@ class Plan:
     """
 
     steps: int
-    learning_rate: float = 3e-3
-    rise: float = 0.1
-    kl_warmup: float = 0.1
+    learning_rate: float = 5e-3
+    rise: float = 0.15
+    kl_warmup: float = 0.01
     penalty_warmup: float = 0.2
-    clip: float = 100.0
+    align: float = 0.5
+    clip: float = 200.0
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from pyro_fcr.errors import NonFiniteError, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from pyro_fcr.data import Batch, BatchSource
@@ -74,6 +74,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             objective.encoder_parameters(),
             lr=plan.learning_rate,
+            betas=(0.9, 0.99),
             weight_decay=plan.weight_decay,
             foreach=True,
         )
@@ -84,6 +85,7 @@ class Trainer:
         self.step_count = 0
         self.epoch = 0
         self.rows: list[dict[str, float]] = []
+        self.milestones: Mapping[int, Callable[[], None]] = {}
 
     def fit(
         self,
@@ -92,6 +94,7 @@ class Trainer:
         valid: BatchSource | None = None,
         validate_every: int = 1,
         settle: Settled | None = None,
+        milestones: Mapping[int, Callable[[], None]] | None = None,
         resume: bool = False,
         progress: bool = True,
     ) -> pd.DataFrame:
@@ -110,6 +113,8 @@ class Trainer:
             held-out divergence of every block has settled, the weights with the lowest held-out
             loss from there on are kept; training stops after ``settle.patience`` evaluations
             without a lower one, and the kept weights are restored.
+        milestones
+            Called once the given numbers of steps are done.
         resume
             Continue from the checkpoint, if there is one.
         progress
@@ -131,6 +136,7 @@ class Trainer:
             validate_poutine=False, validate_infer=False,
         ):  # fmt: skip
             torch.manual_seed(self.seed)
+            self.milestones = milestones or {}
             if resume and self.checkpoint is not None:
                 load_checkpoint(self, self.checkpoint)
             bar = tqdm(total=self.plan.steps, initial=self.step_count, disable=not progress,
@@ -180,6 +186,8 @@ class Trainer:
                 totals[name] += value
             n_steps += 1
             bar.update()
+            if reached := self.milestones.get(self.step_count):
+                reached()
         self.epoch += 1
         return {
             "epoch": self.epoch,

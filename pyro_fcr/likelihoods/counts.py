@@ -26,12 +26,12 @@ LOG_DISPERSION_RANGE = (-8.0, 12.0)
 class NegativeBinomial(Likelihood):
     """y ~ NB(library · softmax(decoded), θ_gene), with the library size observed.
 
-    Gene-wise log θ is learned, starts at log 10 and is kept where float32 can evaluate it.
+    Gene-wise log θ is learned, starts at 1 and is kept where float32 can evaluate it.
     """
 
     def bind(self, n_genes: int) -> None:
         """Make one log-dispersion per gene."""
-        self.log_dispersion = nn.Parameter(torch.full((n_genes,), 10.0).log())
+        self.log_dispersion = nn.Parameter(torch.ones(n_genes))
 
     def forward(self, decoded: Tensor, batch: Batch) -> dist.TorchDistribution:
         """Return the counts' distribution; event shape (G,)."""

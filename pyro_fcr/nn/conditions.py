@@ -77,6 +77,40 @@ class ConditionTable(nn.Module):
                 out = out + (levels[:, None] @ by_level).squeeze(1)
         return GAIN * out
 
+    @torch.no_grad()
+    def refit(self, batch: Batch, target: Tensor) -> None:
+        """Set the tables so that the batch's conditions have the given vectors.
+
+        Of all tables that fit, the one with the smallest interactions is taken: what main
+        effects can carry, they carry.
+
+        Parameters
+        ----------
+        batch
+            One cell per condition, C of them.
+        target
+            Shape (C, d).
+        """
+        ones = batch.treatment.new_ones(len(batch), 1)
+        columns = {"intercept": ones}
+        if "batch" in self.parents:
+            columns["batch"] = F.one_hot(batch.batch, self.n_batches)
+        if "treatment" in self.parents:
+            columns["treatment"] = batch.treatment
+        if "covariates" in self.parents:
+            columns["covariates"] = self._levels(batch)
+            if "treatment" in self.parents:
+                products = batch.treatment[:, :, None] * columns["covariates"][:, None]
+                columns["interaction"] = products.flatten(1)
+        # The minimum-norm solution spends little on columns that are scaled up.
+        cost = {name: 1.0 if name == "interaction" else 100.0 for name in columns}
+        features = torch.cat([cost[name] * value.double() for name, value in columns.items()], 1)
+        solution = torch.linalg.pinv(features, rtol=1e-10) @ (target.double() / GAIN)
+        parts = solution.split([value.shape[1] for value in columns.values()])
+        for name, part in zip(columns, parts, strict=True):
+            table = getattr(self, name)
+            table.copy_((cost[name] * part).reshape(table.shape))
+
     def _levels(self, batch: Batch) -> Tensor:
         codes = [F.one_hot(batch.covariates[:, k], n) for k, n in enumerate(self.n_levels)]
         if self.n_joint:

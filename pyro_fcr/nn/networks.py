@@ -111,6 +111,14 @@ class ParallelMLP(nn.Module):
         out = torch.baddbmm(self.last_bias_ko, hidden, self.last_weight_kdo)
         return [out[k, :, :size] for k, size in enumerate(self.n_out)]
 
+    @torch.no_grad()
+    def turn(self, network: int, matrix: Tensor, offset: Tensor) -> None:
+        """Replace one network's output o by ``matrix`` · o + ``offset``."""
+        size = self.n_out[network]
+        weight, bias = self.last_weight_kdo[network], self.last_bias_ko[network]
+        weight[:, :size] = weight[:, :size] @ matrix.T
+        bias[:, :size] = bias[:, :size] @ matrix.T + offset
+
     def _activate(self, hidden: Tensor, layer: int) -> Tensor:
         gain, bias = self.norms_kd[layer].unsqueeze(2)
         return F.gelu(F.layer_norm(hidden, (self.width,)) * gain + bias)
@@ -152,6 +160,13 @@ class Decoder(nn.Module):
             code = F.one_hot(batch.batch, self.n_batches).to(z.dtype)
             z = torch.cat([z, code.expand(*z.shape[:-1], -1)], dim=-1)
         return self.linear(z) + self.network(z)
+
+    @torch.no_grad()
+    def turn(self, columns: slice, inverse: Tensor) -> None:
+        """Read latents z' = A z in some columns as before: ``inverse`` is A⁻¹."""
+        first = next(m for m in self.network.modules() if isinstance(m, nn.Linear))
+        for layer in (self.linear, first):
+            layer.weight[:, columns] = layer.weight[:, columns] @ inverse
 
 
 def _uniform(fan_in: int, *shape: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from pyro_fcr.data import Batch, Design
     from pyro_fcr.nn import Block
 
-__all__ = ["LABELS", "Adversarial", "Penalty", "group_of", "permute_within"]
-
-LABELS = ("treatment", "covariates", "batch")
-"""The labels a penalty can read or condition on, beside the latent blocks."""
+__all__ = ["Adversarial", "Label", "Penalty", "find_block", "find_label", "permute_within"]
 
 
 class Penalty(Part):
@@ -67,30 +64,66 @@ class Adversarial(Penalty):
         """
 
 
-def group_of(name: str, batch: Batch) -> Tensor:
-    """Return each cell's group by ``"treatment"``, ``"covariates"`` or ``"batch"``; shape (B,)."""
-    ids = {
-        "treatment": batch.treatment_id,
-        "covariates": batch.covariate_id,
-        "batch": batch.batch,
-    }
-    return ids[name]
+class Label(NamedTuple):
+    """A label of the cells: the treatment group, a covariate, the joint covariates, the batch."""
+
+    name: str
+    n_groups: int
+    column: int | None = None
+
+    def of(self, batch: Batch) -> Tensor:
+        """Return each cell's group; shape (B,), int64, -1 for a group never seen in training."""
+        if self.column is not None:
+            return batch.covariates[:, self.column]
+        ids = {
+            "treatment": batch.treatment_id,
+            "covariates": batch.covariate_id,
+            "batch": batch.batch,
+        }
+        return ids[self.name]
+
+    def one_hot(self, batch: Batch) -> Tensor:
+        """Return one-hot rows, shape (B, ``n_groups``), float32; a group never seen is zeros."""
+        ids = self.of(batch)
+        return F.one_hot(ids.clamp_min(0), self.n_groups).float() * (ids >= 0)[:, None]
 
 
-def n_groups(name: str, design: Design) -> int:
-    """Return how many groups a label has in the design."""
-    sizes = {
+def find_label(name: str, design: Design, *, where: str) -> Label:
+    """Return a label by ``"treatment"``, ``"covariates"`` (joint), ``"batch"``, or a column.
+
+    Parameters
+    ----------
+    name
+        The label, or the name of one of the schema's covariates.
+    design
+        The experiment.
+    where
+        Who asks, for the message.
+
+    Raises
+    ------
+    SlotError
+        If the design has no such label.
+    """
+    joint = {
         "treatment": design.n_treatment_levels,
         "covariates": design.n_covariate_levels,
         "batch": design.n_batches,
     }
-    return sizes[name]
-
-
-def one_hot_group(name: str, batch: Batch, n: int) -> Tensor:
-    """Return one-hot rows of a label, shape (B, n); a group never seen is all zeros."""
-    ids = group_of(name, batch)
-    return F.one_hot(ids.clamp_min(0), n).float() * (ids >= 0)[:, None]
+    if name in joint:
+        return Label(name, joint[name])
+    columns = list(design.covariates)
+    if name in columns:
+        return Label(name, design.n_levels[name], columns.index(name))
+    raise SlotError(
+        sentence(
+            f"a penalty reads '{name}'",
+            where=where,
+            expected=f"a latent block, or one of {[*joint, *columns]}",
+            got=repr(name),
+            hint="name a block of the system or a label of the schema",
+        )
+    )
 
 
 def permute_within(groups: Tensor) -> Tensor:
@@ -114,23 +147,23 @@ def permute_within(groups: Tensor) -> Tensor:
     return permutation
 
 
-def check_variables(names: Sequence[str], blocks: Sequence[Block], where: str) -> None:
-    """Check that every name is a latent block or a label.
+def find_block(name: str, blocks: Sequence[Block], *, where: str) -> Block:
+    """Return a latent block by name.
 
     Raises
     ------
     SlotError
-        Naming the first that is neither.
+        If the system has no such block.
     """
-    known = [block.name for block in blocks] + list(LABELS)
-    for name in names:
-        if name not in known:
-            raise SlotError(
-                sentence(
-                    f"a penalty reads '{name}'",
-                    where=where,
-                    expected=f"one of {known}",
-                    got=repr(name),
-                    hint="name a latent block of the system or a label",
-                )
-            )
+    for block in blocks:
+        if block.name == name:
+            return block
+    raise SlotError(
+        sentence(
+            f"a penalty reads the block '{name}'",
+            where=where,
+            expected=f"one of {[block.name for block in blocks]}",
+            got=repr(name),
+            hint="name a latent block of the system",
+        )
+    )

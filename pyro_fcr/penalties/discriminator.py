@@ -8,15 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from pyro_fcr.nn import MLP
-from pyro_fcr.penalties.base import (
-    LABELS,
-    Adversarial,
-    check_variables,
-    group_of,
-    n_groups,
-    one_hot_group,
-    permute_within,
-)
+from pyro_fcr.penalties.base import Adversarial, find_block, find_label, permute_within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,9 +36,10 @@ class PermutationDiscriminator(Adversarial):
     Parameters
     ----------
     left, right
-        Latent blocks, or a label (``"treatment"``, ``"covariates"``, ``"batch"``) for ``right``.
+        Latent blocks; ``right`` may be a label instead (see ``given``).
     given
-        The label within which pairs are permuted.
+        The label within which pairs are permuted: ``"treatment"``, ``"covariates"`` (jointly),
+        ``"batch"``, or one covariate by its column's name.
     width, depth
         Hidden layers of the critic.
     """
@@ -60,11 +53,15 @@ class PermutationDiscriminator(Adversarial):
 
     def bind(self, blocks: Sequence[Block], design: Design) -> None:
         """Make the critic for the sizes of both sides and the groups."""
-        check_variables((self.left, self.right, self.given), blocks, "PermutationDiscriminator")
-        sizes = {block.name: block.size for block in blocks}
-        sizes |= {label: n_groups(label, design) for label in LABELS}
-        self.n_given, self.n_right = sizes[self.given], sizes[self.right]
-        n_in = sizes[self.left] + sizes[self.right] + self.n_given
+        where = type(self).__name__
+        self._given = find_label(self.given, design, where=where)
+        left = find_block(self.left, blocks, where=where)
+        if self.right in [block.name for block in blocks]:
+            self._label, n_right = None, find_block(self.right, blocks, where=where).size
+        else:
+            self._label = find_label(self.right, design, where=where)
+            n_right = self._label.n_groups
+        n_in = left.size + n_right + self._given.n_groups
         self.critic = MLP(n_in, 1, hidden=(self.width,) * self.depth)
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Tensor:
@@ -74,17 +71,15 @@ class PermutationDiscriminator(Adversarial):
     def critic_loss(self, z: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the critic's cross-entropy over both classes, and its accuracy."""
         left, right = z[self.left], self._right(z, batch)
-        permuted = right[permute_within(group_of(self.given, batch))]
+        permuted = right[permute_within(self._given.of(batch))]
         real, fake = self._logits(left, right, batch), self._logits(left, permuted, batch)
         loss = F.softplus(-real).mean() + F.softplus(fake).mean()
         accuracy = ((real > 0).float().mean() + (fake <= 0).float().mean()) / 2
         return loss, accuracy
 
     def _right(self, z: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        if self.right in LABELS:
-            return one_hot_group(self.right, batch, self.n_right)
-        return z[self.right]
+        return z[self.right] if self._label is None else self._label.one_hot(batch)
 
     def _logits(self, left: Tensor, right: Tensor, batch: Batch) -> Tensor:
-        given = one_hot_group(self.given, batch, self.n_given)
+        given = self._given.one_hot(batch)
         return self.critic(torch.cat([left, right, given], dim=-1)).squeeze(-1)

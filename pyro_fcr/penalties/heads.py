@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_fcr.nn import MLP, Part
-from pyro_fcr.penalties.base import n_groups
+from pyro_fcr.penalties.base import find_block
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,8 +56,8 @@ class CovariateHead(Head):
 
     def bind(self, blocks: Sequence[Block], design: Design) -> None:
         """Make the classifier."""
-        size = next(block.size for block in blocks if block.name == self.block)
-        self.classifier = MLP(size, n_groups("covariates", design), hidden=(64,))
+        size = find_block(self.block, blocks, where=type(self).__name__).size
+        self.classifier = MLP(size, design.n_covariate_levels, hidden=(64,))
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Reading:
         """Return the covariate's distribution, its value and the cells whose group is known."""
@@ -84,8 +84,9 @@ class TreatmentHead(Head):
 
     def bind(self, blocks: Sequence[Block], design: Design) -> None:
         """Make the classifier."""
-        size = sum(block.size for block in blocks if block.name in self.blocks)
-        self.classifier = MLP(size, n_groups("treatment", design), hidden=(64,))
+        where = type(self).__name__
+        size = sum(find_block(name, blocks, where=where).size for name in self.blocks)
+        self.classifier = MLP(size, design.n_treatment_levels, hidden=(64,))
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Reading:
         """Return the treatment's distribution, its value and the cells that have a match."""

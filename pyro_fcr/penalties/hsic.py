@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch.nn import functional as F
 
-from pyro_fcr.penalties.base import LABELS, Penalty, check_variables, group_of, n_groups
+from pyro_fcr.penalties.base import Penalty, find_block, find_label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,9 +52,11 @@ class ConditionalHSIC(Penalty):
     block
         The latent block.
     label
-        ``"treatment"``, ``"covariates"`` or ``"batch"``: what must not be readable.
+        What must not be readable: ``"treatment"``, ``"covariates"`` (jointly), ``"batch"``, or
+        one covariate by its column's name.
     given
-        The label within whose strata it must not.
+        The label within whose strata it must not. Strata of a handful of cells per batch tell
+        little: with several covariates take one at a time.
     """
 
     reads: ClassVar[Literal["draw", "mean"]] = "mean"
@@ -65,21 +67,21 @@ class ConditionalHSIC(Penalty):
 
     def bind(self, blocks: Sequence[Block], design: Design) -> None:
         """Learn the numbers of groups."""
-        check_variables((self.block,), blocks, "ConditionalHSIC(block)")
-        check_labels((self.label, self.given), "ConditionalHSIC")
-        self.n_label, self.n_given = n_groups(self.label, design), n_groups(self.given, design)
+        where = type(self).__name__
+        find_block(self.block, blocks, where=where)
+        self._label = find_label(self.label, design, where=where)
+        self._given = find_label(self.given, design, where=where)
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the criterion, at least 0; a scalar without unit."""
-        label, stratum = group_of(self.label, batch), group_of(self.given, batch)
-        whitened = _whiten(
-            z[self.block], stratum * self.n_label + label, self.n_label * self.n_given
-        )
-        stratum_hot = F.one_hot(stratum, self.n_given).to(whitened.dtype)
+        n_label, n_given = self._label.n_groups, self._given.n_groups
+        label, stratum = self._label.of(batch), self._given.of(batch)
+        whitened = _whiten(z[self.block], stratum * n_label + label, n_label * n_given)
+        stratum_hot = F.one_hot(stratum, n_given).to(whitened.dtype)
         size = stratum_hot.sum(0).clamp_min(1.0)
         mean = (stratum_hot.T @ whitened) / size[:, None]
         centred = whitened - mean[stratum]
-        label_hot = F.one_hot(label, self.n_label).to(whitened.dtype)
+        label_hot = F.one_hot(label, n_label).to(whitened.dtype)
         share = (stratum_hot.T @ label_hot) / size[:, None]
         score = (label_hot - share[stratum]) / share[stratum].clamp_min(1e-12).sqrt()
         score = score * (share[stratum] > 0)
@@ -92,17 +94,6 @@ class ConditionalHSIC(Penalty):
         gaussian = sum(torch.exp(-distances / width) for width in widths) / len(widths)
         linear, nonlinear = (pairs * products).sum(), (pairs * gaussian).sum()
         return linear.clamp_min(0.0) + NONLINEAR_SHARE * nonlinear.clamp_min(0.0)
-
-
-def check_labels(names: Sequence[str], where: str) -> None:
-    """Check that every name is a label.
-
-    Raises
-    ------
-    SlotError
-        Naming the first that is not.
-    """
-    check_variables([name for name in names if name not in LABELS], (), where)
 
 
 def _whiten(values: Tensor, group: Tensor, n_groups: int) -> Tensor:

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["Gaussian", "bounded_exp"]
 
 
-def bounded_exp(raw: torch.Tensor, bound: float = 3.0) -> torch.Tensor:
+BOUND = 3.0
+"""A prior's log-scale stays between minus and plus this."""
+
+
+def bounded_exp(raw: torch.Tensor, bound: float = BOUND) -> torch.Tensor:
     """Return a scale between exp(-bound) and exp(bound), equal to exp(raw) near zero."""
     return torch.exp(bound * torch.tanh(raw / bound))
 
@@ -53,3 +57,16 @@ class Gaussian(Prior):
         loc, raw = self.table(batch).chunk(2, dim=-1)
         scale = bounded_exp(raw) if self.learn_scale else torch.ones_like(raw)
         return dist.Normal(loc, scale).to_event(1)
+
+    def refit(self, batch: Batch, loc: torch.Tensor, scale: torch.Tensor) -> None:
+        """Set the tables so that the batch's conditions have the given moments.
+
+        Parameters
+        ----------
+        batch
+            One cell per condition, C of them.
+        loc, scale
+            Shape (C, d).
+        """
+        share = (scale.log() / BOUND).clamp(-0.95, 0.95)
+        self.table.refit(batch, torch.cat([loc, BOUND * torch.atanh(share)], dim=1))

@@ -1,0 +1,540 @@
+"""One page on a fitted model: self-contained HTML, good on a phone and in print."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import os
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pyro_fcr.analysis import plots
+from pyro_fcr.analysis.certificate import interaction_certificate
+from pyro_fcr.analysis.draws import moments, seeded
+from pyro_fcr.analysis.expression import expected_counts
+from pyro_fcr.errors import FCRError
+from pyro_fcr.evaluate import bootstrap_prior, profile, separability, top_de_genes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from anndata import AnnData
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from pyro_fcr.data import Cells, Design, Split
+    from pyro_fcr.model import LatentModel
+
+__all__ = ["Reported", "interaction_strength", "probes", "write_report"]
+
+MAX_CELLS = 5000
+"""Cells that pictures, probes and the certificate are made from; drawn at random from more."""
+
+PROBED_CELLS = 800
+PROBED_LABELS = 8
+PROBED_STRATA = 8
+
+Moments = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+class Reported(Protocol):
+    """What the page asks of a fitted model."""
+
+    design: Design
+    declaration: Any
+    settings: dict[str, Any]
+
+    @property
+    def model(self) -> LatentModel:
+        """The generative half."""
+
+    @property
+    def guide(self) -> Any:
+        """The approximate posterior."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The training curves."""
+
+    def encode(self, adata: AnnData | None = None) -> Cells:
+        """Return data as encoded cells."""
+
+    def descendants(self, do: Mapping[str, Any]) -> list[str]:
+        """Return the blocks an intervention redraws."""
+
+    def evaluate(
+        self, adata: AnnData | None = None, split: Split | None = None, **options: Any
+    ) -> pd.DataFrame:
+        """Score predictions beside baselines."""
+
+
+@dataclass
+class _Page:
+    """What the template shows; a section without content says why in ``missing``."""
+
+    figures: dict[str, dict[str, str]] = field(default_factory=dict)
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def draw(self, name: str, axes: Any, alt: str) -> None:
+        """Keep the figure of some axes as an SVG data URI."""
+        figure: Figure = np.ravel(np.asarray(axes, dtype=object))[0].figure
+        self.figures[name] = {"uri": _data_uri(figure), "alt": alt}
+
+
+def write_report(
+    model: Reported,
+    path: str | Path,
+    adata: AnnData | None = None,
+    split: Split | None = None,
+    *,
+    run: Mapping[str, Any] | None = None,
+    evaluation: pd.DataFrame | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write one self-contained HTML page on a fitted model.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    path
+        The page; written whole or not at all.
+    adata
+        The cells to show; the training data by default. A loaded model holds none, and its page
+        then tells of the training run alone.
+    split
+        The split the model was trained with; its test cells judge the counterfactuals.
+    run
+        More to say of the run, by name, such as ``{"command": ..., "data": ...}``.
+    evaluation
+        ``model.evaluate(adata, split, by_condition=True)``, where it is at hand.
+    seed
+        Governs which cells are shown, the probes and the draws.
+
+    Returns
+    -------
+    pathlib.Path
+        The page.
+    """
+    page, history = _Page(), model.history
+    page.draw("history", plots.history(history), "Training curves, one panel per kind of term.")
+    _describe_run(page, model, split, run or {})
+    try:
+        cells: Cells | None = model.encode(adata)
+    except FCRError as error:
+        cells, reason = None, str(error)
+        if adata is not None:
+            raise
+    if cells is None:
+        for section in ("latents", "probes", "certificate", "interaction", "evaluation"):
+            page.missing[section] = reason
+    else:
+        shown = _labelled(cells, seed)
+        _show_cells(page, model, shown, len(cells), seed)
+        _show_predictions(page, model, adata, cells, split, evaluation, seed)
+    content = _template().render(
+        page=page, blocks=_blocks(model), system=type(model).__name__, title="pyro_fcr report"
+    )
+    return _write(Path(path), content)
+
+
+def probes(
+    latents: Mapping[str, np.ndarray],
+    treatment: NDArray[Any],
+    covariate: NDArray[Any],
+    *,
+    parents: Mapping[str, frozenset[str]] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Ask fresh classifiers what each block gives away of the treatment and of the covariates.
+
+    Parameters
+    ----------
+    latents
+        Posterior means (N, d) by block.
+    treatment, covariate
+        Labels (N,).
+    parents
+        What each block depends on by its prior; a block should give away nothing else.
+    seed
+        Governs which cells are asked about and the folds.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per block and question: ``block``, ``question``, ``score`` (balanced accuracy),
+        ``chance``, ``low``, ``high`` (95 % of the score), ``expected`` ("chance" or "above").
+        Questions without two labels in any stratum are left out. At most 800 cells and the eight
+        commonest labels and strata are used.
+    """
+    rng = np.random.default_rng(seed)
+    asked = {
+        "treatment, within a covariate group": ("treatment", treatment, covariate),
+        "covariate, within a treatment": ("covariates", covariate, treatment),
+    }
+    rows = []
+    for question, (cause, labels, strata) in asked.items():
+        common = _common(labels, PROBED_LABELS) & _common(strata, PROBED_STRATA)
+        chosen = np.sort(rng.permutation(np.flatnonzero(common))[:PROBED_CELLS])
+        for block, z in latents.items():
+            with contextlib.suppress(FCRError):
+                found = separability(z[chosen], labels[chosen], strata[chosen], seed=seed)
+                told = parents is not None and cause in parents.get(block, frozenset())
+                rows.append(
+                    {
+                        "block": block,
+                        "question": question,
+                        "score": found.score,
+                        "chance": found.chance,
+                        "low": found.chance + found.interval[0],
+                        "high": found.chance + found.interval[1],
+                        "expected": "above" if told else "chance",
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def interaction_strength(mean: np.ndarray, sd: np.ndarray, cells: Cells) -> pd.DataFrame:
+    r"""Say how far each treatment's shift of a block departs from its usual shift.
+
+    .. math:: \| (m_{tx} - m_{0x}) - \operatorname{mean}_x (m_{tx} - m_{0x}) \|
+
+    over the block's components, each in units of its standard deviation within a condition.
+
+    Parameters
+    ----------
+    mean, sd
+        Posterior moments of the block, shape (N, n).
+    cells
+        The same cells.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Treatments (control left out) by covariates; missing where a condition or its control has
+        fewer than five cells.
+    """
+    treatment, covariate = _labels(cells)
+    control = cells.design.treatment_levels[0]
+    prior = bootstrap_prior(
+        mean, treatment, covariate, control=control, variance=sd**2, n_boot=1
+    )  # fmt: skip
+    unit = np.sqrt(np.nanmean(prior.scale**2, axis=(0, 1)))
+    shift = (prior.loc - prior.loc[:1])[1:] / unit
+    seen = np.isfinite(shift).all(axis=-1, keepdims=True)
+    usual = np.where(seen, shift, 0).sum(1, keepdims=True) / np.maximum(seen.sum(1)[:, None], 1)
+    values = np.linalg.norm(shift - usual, axis=-1)
+    return pd.DataFrame(values, index=list(prior.treatments[1:]), columns=list(prior.covariates))
+
+
+# ---- sections --------------------------------------------------------------------------------
+
+
+def _describe_run(
+    page: _Page, model: Reported, split: Split | None, run: Mapping[str, Any]
+) -> None:
+    design, history = model.design, model.history
+    schema = {k: v for k, v in design.schema.to_dict().items() if v not in (None, [], "+")}
+    facts: dict[str, Any] = {
+        "System": type(model).__name__,
+        **{str(k): v for k, v in run.items()},
+        "Genes": f"{design.n_genes:,}",
+        "Training data": f"{int(design.conditions['n_cells'].sum()):,} cells, "
+        f"{len(design.conditions)} conditions, {design.n_treatment_levels} treatment groups, "
+        f"{design.n_covariate_levels} covariate groups",
+        "Schema": ", ".join(f"{k} = {_told(v)}" for k, v in schema.items()),
+        "Latent sizes": ", ".join(f"{b.name} = {b.size}" for b in model.declaration.blocks),
+        "Split": split.describe() if split is not None else "none: all cells trained the model",
+        "Settings": ", ".join(f"{k} = {_told(v)}" for k, v in model.settings.items()),
+        "Training": f"{len(history):,} epochs"
+        + (f", {history['seconds'].sum():,.0f} seconds" if "seconds" in history else ""),
+        "Versions": ", ".join(f"{k} {v}" for k, v in _versions().items()),
+    }
+    if split is not None:
+        facts["Split hash"] = split.hash
+    page.tables["run"] = {"rows": [(k, str(v)) for k, v in facts.items()]}
+    conditions = design.conditions.sort_values("n_cells", ascending=False)
+    page.tables["conditions"] = _rows(conditions, most=24)
+
+
+def _show_cells(page: _Page, model: Reported, cells: Cells, n_all: int, seed: int) -> None:
+    found, design = _moments(model, cells), model.design
+    means = {name: mean for name, (mean, _) in found.items()}
+    treatment, covariate = _labels(cells)
+    page.words["cells"] = (
+        f"{len(cells):,} of {n_all:,} cells" if len(cells) < n_all else f"{n_all:,} cells"
+    )
+    obs = pd.DataFrame({"treatment": treatment, "covariate": covariate})
+    names = {
+        "treatment": design.schema.treatment or "treatment",
+        "covariate": " | ".join(design.covariates) or "covariate",
+    }
+    axes = plots.overview(
+        {k: pd.DataFrame(v) for k, v in means.items()},
+        obs.rename(columns=names),
+        treatment=names["treatment"],
+        covariate=names["covariate"],
+    )
+    page.draw("latents", axes, "Each latent block on two principal components, coloured by "
+              "treatment on the left and by covariate on the right.")  # fmt: skip
+    parents = {block.name: block.parents for block in model.declaration.blocks}
+    table = probes(means, treatment, covariate, parents=parents, seed=seed)
+    if len(table):
+        page.draw("probes", plots.leakage(table), "How well fresh classifiers read treatment and "
+                  "covariate from each block, as given in the table.")  # fmt: skip
+        page.tables["probes"] = {"rows": table.to_dict("records")}
+    else:
+        page.missing["probes"] = "No group of cells holds two labels with five cells each."
+    both = [name for name, causes in parents.items() if {"treatment", "covariates"} <= causes]
+    if not both:
+        page.missing["certificate"] = page.missing["interaction"] = "No interaction block."
+        return
+    try:
+        certificate = interaction_certificate(
+            *found[both[0]], cells, replicates=100, seed=seed
+        )  # fmt: skip
+        page.words["verdict"] = certificate.verdict
+        page.words["certificate"] = str(certificate)
+        _show_interaction(page, interaction_strength(*found[both[0]], cells))
+    except FCRError as error:
+        for section in ("certificate", "interaction"):
+            page.missing.setdefault(section, str(error))
+
+
+def _show_interaction(page: _Page, strength: pd.DataFrame) -> None:
+    strongest = strength.max(axis=1).sort_values(ascending=False).index
+    common = strength.max(axis=0).sort_values(ascending=False).index
+    drawn = strength.loc[strength.index.isin(strongest[:25]), strength.columns.isin(common[:25])]
+    page.draw("interaction", plots.interaction(drawn), "Strength of the interaction by treatment "
+              "and covariate; the strongest are in the table.")  # fmt: skip
+    long = strength.stack().rename("strength").reset_index()
+    long.columns = ["treatment", "covariate", "strength"]
+    long = long.sort_values("strength", ascending=False).head(8)
+    page.tables["interaction"] = _rows(long, most=8)
+
+
+def _show_predictions(
+    page: _Page,
+    model: Reported,
+    adata: AnnData | None,
+    cells: Cells,
+    split: Split | None,
+    evaluation: pd.DataFrame | None,
+    seed: int,
+) -> None:
+    if split is None:
+        page.missing["evaluation"] = "No cells were held out, so nothing here is a prediction."
+        return
+    try:
+        if evaluation is None:
+            evaluation = model.evaluate(adata, split, draws=10, by_condition=True, seed=seed)
+    except FCRError as error:
+        page.missing["evaluation"] = str(error)
+        return
+    long = evaluation.reset_index()
+    conditions = long[["treatment", "covariate"]].drop_duplicates()
+    table = long.drop(columns=["treatment", "covariate"]).groupby("method", sort=False).mean()
+    page.draw("evaluation", plots.evaluation(table), "The model beside the baselines, one panel "
+              "per metric, as given in the table.")  # fmt: skip
+    page.tables["evaluation"] = {
+        "head": [str(c).replace("_", " ") for c in table.columns],
+        "rows": [
+            {
+                "method": str(name).replace("_", " "),
+                "cells": [_number(v) for v in row],
+                "reads": str(name).startswith("reconstruction"),
+            }
+            for name, row in zip(table.index, table.to_numpy(), strict=True)
+        ],
+    }
+    page.words["conditions"] = f"{len(conditions)} held-out condition" + "s" * (
+        len(conditions) > 1
+    )
+    _show_scatter(page, model, cells, split, conditions, seed)
+
+
+def _show_scatter(
+    page: _Page, model: Reported, cells: Cells, split: Split, conditions: pd.DataFrame, seed: int
+) -> None:
+    """Draw the held-out condition with the most cells, gene by gene."""
+    design = model.design
+    treatment, covariate = _labels(cells)
+    train, test = split.mask(cells, "train"), split.mask(cells, "test")
+
+    def truth_of(t: str, x: str) -> NDArray[np.bool_]:
+        return test & (treatment == t) & (covariate == x)
+
+    t, x = max(conditions.to_numpy().tolist(), key=lambda pair: int(truth_of(*pair).sum()))
+    group = list(design.treatment_levels).index(t)
+    is_control = (covariate == x) & (cells.treatment_id == 0)
+    control = cells.subset(is_control & train if (is_control & train).any() else is_control)
+    truth = cells.subset(truth_of(t, x))
+    label, dose = design.label(design.treatment_rows[group])
+    do = {"treatment": label} | ({"dose": dose} if design.schema.dose else {})
+    expected = expected_counts(
+        model.model,
+        model.guide,
+        control,
+        design.do(control, do),
+        redraw=model.descendants(do),
+        draws=10,
+        seed=seed,
+        device=model.device,
+    )
+    start, observed = profile(control.counts), profile(truth.counts)
+    axes = plots.counterfactual(
+        profile(expected.mean) - start,
+        observed - start,
+        genes=design.genes,
+        highlight=top_de_genes(truth.counts, control.counts, 100),
+        title=f"{t} in {x}, never seen in training" if not (train & truth_like(
+            treatment, covariate, t, x)).any() else f"{t} in {x}",
+        quantity="change (log CP10k)",
+    )  # fmt: skip
+    page.draw("scatter", axes, f"Predicted against observed change of every gene, {t} in {x}.")
+    page.words["scatter"] = f"{t} in {x}"
+
+
+def truth_like(
+    treatment: NDArray[Any], covariate: NDArray[Any], t: str, x: str
+) -> NDArray[np.bool_]:
+    return (treatment == t) & (covariate == x)
+
+
+# ---- pieces ----------------------------------------------------------------------------------
+
+
+def _blocks(model: Reported) -> list[dict[str, Any]]:
+    told = {
+        frozenset({"covariates"}): (
+            "What the cell is",
+            "State that goes with the covariates (cell type, donor, line) and that the treatment "
+            "leaves alone. A counterfactual keeps it.",
+        ),
+        frozenset({"treatment"}): (
+            "What the treatment does to every cell",
+            "The response that all kinds of cells share. A counterfactual draws it anew under "
+            "the new treatment.",
+        ),
+        frozenset({"treatment", "covariates"}): (
+            "What the treatment does to this kind of cell alone",
+            "The part of the response that differs between kinds of cells: the interaction. "
+            "A counterfactual draws it anew.",
+        ),
+    }
+    made = []
+    for block in model.declaration.blocks:
+        causes = " and ".join(sorted(block.parents)) or "nothing"
+        head, text = told.get(block.parents, (f"Depends on {causes}", "A latent block."))
+        made.append({"name": block.name, "size": block.size, "head": head, "text": text})
+    return made
+
+
+def _labelled(cells: Cells, seed: int) -> Cells:
+    """Return the cells whose condition the model knows, a random sample of them if many."""
+    rows = np.flatnonzero((cells.treatment_id >= 0) & (cells.covariate_id >= 0))
+    if len(rows) > MAX_CELLS:
+        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MAX_CELLS])
+    return cells.subset(rows)
+
+
+def _moments(model: Reported, cells: Cells) -> Moments:
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    with seeded(0):
+        for start in range(0, len(cells), 512):
+            batch = cells.batch(slice(start, start + 512)).to(model.device)
+            for name, (mean, sd) in moments(model.guide, batch).items():
+                parts.setdefault(name, []).append((mean.cpu().numpy(), sd.cpu().numpy()))
+    return {
+        name: (np.concatenate([m for m, _ in both]), np.concatenate([s for _, s in both]))
+        for name, both in parts.items()
+    }
+
+
+def _labels(cells: Cells) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    """Return each cell's treatment group and joint covariate; unknown ones are empty."""
+    design = cells.design
+    joint = [" | ".join(level) for level in design.covariate_levels]
+    treatments = np.asarray([*design.treatment_levels, ""], dtype=object)
+    covariates = np.asarray([*joint, ""], dtype=object)
+    # A code of -1 reads the empty label at the end.
+    return treatments[cells.treatment_id], covariates[cells.covariate_id]
+
+
+def _common(labels: NDArray[Any], most: int) -> NDArray[np.bool_]:
+    names, counts = np.unique(labels.astype(str), return_counts=True)
+    return np.isin(labels.astype(str), names[np.argsort(-counts, kind="stable")][:most])
+
+
+def _rows(table: pd.DataFrame, *, most: int) -> dict[str, Any]:
+    rows = [[_number(value) for value in row] for row in table.head(most).itertuples(index=False)]
+    return {
+        "head": [str(c).replace("_", " ") for c in table.columns],
+        "rows": rows,
+        "left_out": max(0, len(table) - most),
+        "numeric": [pd.api.types.is_numeric_dtype(table[c]) for c in table.columns],
+    }
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return f"{value:.3f}" if np.isfinite(value) else "–"
+    return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _versions(names: Sequence[str] = ("pyro-fcr", "pyro-ppl", "torch")) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _data_uri(figure: Figure) -> str:
+    drawn = io.BytesIO()
+    with plots.house_style():
+        # Without a date the same model gives the same page.
+        figure.savefig(drawn, format="svg", metadata={"Date": None}, transparent=True)
+    return "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode("ascii")
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("pyro_fcr.analysis", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _write(path: Path, content: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(content, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

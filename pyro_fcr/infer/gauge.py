@@ -1,0 +1,160 @@
+"""Fixing the gauge of a block: the axes in which its components are independent everywhere.
+
+Within a block an encoder can settle on rotated axes: the ELBO is nearly flat along the rotation
+and a mean-field posterior makes the wrong axes a local optimum. Yet a block whose prior is a
+diagonal Gaussian with other variances in other conditions has one set of axes in which *all*
+conditions' covariances are diagonal, up to order and scale (the second-order part of the
+identifiability of conditional priors, Khemakhem et al. 2020; Mao et al. 2024). It is found
+directly, by joint diagonalisation, and absorbed into encoder, decoder and prior, after which
+training goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyro_fcr.data import Batch
+
+__all__ = ["align", "condition_moments", "joint_diagonaliser"]
+
+log = logging.getLogger(__name__)
+
+
+def condition_moments(
+    mean_nd: Tensor, variance_nd: Tensor, condition_n: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the moments of the aggregate posterior in every condition that has enough cells.
+
+    Parameters
+    ----------
+    mean_nd, variance_nd
+        Shape (N, d): posterior means and variances.
+    condition_n
+        Shape (N,), int64: each cell's condition.
+
+    Returns
+    -------
+    tuple of Tensor
+        Condition codes (C,), numbers of cells (C,), means (C, d) and covariances (C, d, d) in
+        float64, of the conditions with at least 2d + 1 cells.
+    """
+    mean, variance = mean_nd.double(), variance_nd.double()
+    codes, index, counts = condition_n.unique(return_inverse=True, return_counts=True)
+    n, d = len(codes), mean.shape[1]
+    size = counts.double()
+    centre = mean.new_zeros(n, d).index_add_(0, index, mean) / size[:, None]
+    residual = mean - centre[index]
+    products = residual[:, :, None] * residual[:, None, :]
+    covariance = mean.new_zeros(n, d, d).index_add_(0, index, products) / size[:, None, None]
+    spread = mean.new_zeros(n, d).index_add_(0, index, variance) / size[:, None]
+    enough = counts > 2 * d
+    covariance = covariance + torch.diag_embed(spread)
+    return codes[enough], size[enough], centre[enough], covariance[enough]
+
+
+def joint_diagonaliser(covariance_cdd: Tensor, weight_c: Tensor) -> Tensor:
+    r"""Return the matrix that makes all covariances as diagonal as one matrix can.
+
+    It minimises Pham's criterion, twice the Gaussian likelihood ratio against diagonality,
+
+    .. math:: \sum_c w_c \left[\log\det\operatorname{diag}(A S_c A^\top)
+              - \log\det(A S_c A^\top)\right],
+
+    which is zero when every :math:`A S_c A^\top` is diagonal (Pham 2001). Rows are scaled so
+    that the pooled variance of each component is what it was on average.
+
+    Parameters
+    ----------
+    covariance_cdd
+        Shape (C, d, d): positive definite.
+    weight_c
+        Shape (C,): numbers of cells.
+
+    Returns
+    -------
+    Tensor
+        Shape (d, d), float64. The identity where there is nothing to choose.
+    """
+    covariance = covariance_cdd.double()
+    weight = (weight_c / weight_c.sum()).double()
+    d = covariance.shape[-1]
+    pooled = (weight[:, None, None] * covariance).sum(0)
+    # Whitened first: the criterion does not change, the search becomes well scaled.
+    whitener = torch.linalg.inv(torch.linalg.cholesky(pooled))
+    white = whitener @ covariance @ whitener.T
+    turn = torch.eye(d, dtype=torch.float64).requires_grad_(True)
+    search = torch.optim.LBFGS([turn], max_iter=300, line_search_fn="strong_wolfe")
+
+    def criterion() -> Tensor:
+        search.zero_grad()
+        spread = torch.diagonal(turn @ white @ turn.T, dim1=1, dim2=2).log().sum(1)
+        value = (weight * spread).sum() - 2 * torch.linalg.slogdet(turn).logabsdet
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        search.step(criterion)
+    found = turn.detach() @ whitener
+    scale = torch.diagonal(found @ pooled @ found.T).sqrt()
+    return found / scale[:, None] * torch.diagonal(pooled).mean().sqrt()
+
+
+def align(
+    name: str,
+    *,
+    prior: Any,
+    encoder: Any,
+    decoder: Any,
+    columns: slice,
+    moments: tuple[Tensor, Tensor],
+    condition: Tensor,
+    batch: Callable[[Tensor], Batch],
+) -> bool:
+    """Turn a block onto its jointly diagonal axes, in encoder, decoder and prior alike.
+
+    Parameters
+    ----------
+    name
+        The block.
+    prior
+        Its prior; needs ``refit(batch, loc, scale)``.
+    encoder
+        The guide of the blocks; needs ``turn(name, matrix, variance)``.
+    decoder
+        Needs ``turn(columns, inverse)``.
+    columns
+        The block's columns among the decoder's latents.
+    moments
+        Posterior means and variances of the training cells, each of shape (N, d).
+    condition
+        Shape (N,), int64: each cell's condition.
+    batch
+        Gives the cells at some positions as a batch: one cell stands for its condition.
+
+    Returns
+    -------
+    bool
+        Whether it was done: parts without these methods keep the gauge they found.
+    """
+    if not (hasattr(prior, "refit") and hasattr(encoder, "turn") and hasattr(decoder, "turn")):
+        log.info("%s: its prior, guide or decoder cannot be turned; the gauge is left", name)
+        return False
+    codes, size, centre, covariance = condition_moments(*moments, condition)
+    if len(codes) < 2:
+        log.info("%s: fewer than two conditions have enough cells; the gauge is left", name)
+        return False
+    matrix = joint_diagonaliser(covariance, size)
+    device = moments[0].device
+    encoder.turn(name, matrix.to(torch.float32), moments[1].mean(0))
+    decoder.turn(columns, torch.linalg.inv(matrix).to(torch.float32))
+    first = torch.stack([(condition == code).nonzero()[0, 0] for code in codes])
+    variance = torch.diagonal(matrix @ covariance @ matrix.T, dim1=1, dim2=2)
+    prior.refit(batch(first).to(device), centre @ matrix.T, variance.sqrt())
+    return True

@@ -5,9 +5,10 @@ from __future__ import annotations
 import anndata as ad
 import numpy as np
 import pandas as pd
+import torch
 
 import pyro_fcr as pf
-from pyro_fcr.data import Cells, Design
+from pyro_fcr.data import Batch, Cells, Design
 from pyro_fcr.likelihoods import GeneStatistics, gene_statistics, resolve
 
 TREATMENTS = ("ctrl", "A", "B")
@@ -70,3 +71,24 @@ def tiny_fcr(adata: ad.AnnData | None = None, *, schema: pf.Schema | None = None
 def fit(fcr, **options):
     return fcr.fit(**{"max_epochs": 2, "batch_size": 64, "progress": False, "device": "cpu",
                       **options})  # fmt: skip
+
+
+def labelled(treatment, covariate) -> Batch:
+    """Cells of which only the treatment group and the joint covariate group matter."""
+    treatment, covariate = torch.as_tensor(treatment), torch.as_tensor(covariate)
+    n = len(treatment)
+    return Batch(
+        counts=torch.ones(n, 2), library=torch.full((n,), 2.0),
+        treatment=torch.zeros(n, 1), treatment_id=treatment, dose=torch.zeros(n),
+        covariates=covariate[:, None], covariate_id=covariate,
+        batch=torch.zeros(n, dtype=torch.int64), index=torch.arange(n), n_cells=n,
+    )  # fmt: skip
+
+
+def levels_design(n_treatment: int, n_covariate: int) -> Design:
+    """A design of so many treatment groups (control included) and covariate levels."""
+    rows = [(f"t{i}", f"x{j}") for i in range(n_treatment) for j in range(n_covariate)] * 6
+    obs = pd.DataFrame(rows, columns=["drug", "type"], index=[f"c{i}" for i in range(len(rows))])
+    adata = ad.AnnData(np.ones((len(rows), 2), "float32"), obs=obs)
+    schema = tiny_schema(control="t0", **({} if n_covariate > 1 else {"covariates": None}))
+    return Design.fit(adata, schema)

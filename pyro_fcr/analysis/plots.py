@@ -46,7 +46,7 @@ GREY = "#9a9a9a"
 WIDTH = 5.0
 """Width of a figure in inches: one column, still readable when shrunk to a phone."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "axes.titlesize": 10,
@@ -147,19 +147,20 @@ def latents(
         size = float(np.clip(6000 / max(len(xy), 1), 1.5, 14))
         # Cells of one label must not all lie on top of another's.
         shuffled = np.random.default_rng(0).permutation(len(xy))
-        dots = {"s": size, "linewidths": 0, "alpha": 0.75, "rasterized": True}
+        x, y = xy[shuffled].T
+        dots: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.75, "rasterized": True}
         if color is None:
-            ax.scatter(*xy.T, color=PALETTE[0], **dots)
+            ax.scatter(x, y, color=PALETTE[0], **dots)
         elif _is_number(color):
             values = np.asarray(color, dtype=float)[shuffled]
-            drawn = ax.scatter(*xy[shuffled].T, c=values, cmap="cividis", **dots)
+            drawn = ax.scatter(x, y, c=values, cmap="cividis", **dots)
             if legend and ax.figure is not None:
                 ax.figure.colorbar(drawn, ax=ax, label=getattr(color, "name", None) or "")
         else:
             labels = np.asarray(color).astype(str)
             colours = _colours(labels, order)
             points = [colours.get(label, GREY) for label in labels[shuffled]]
-            ax.scatter(*xy[shuffled].T, c=points, **dots)
+            ax.scatter(x, y, c=points, **dots)
             if legend:
                 _legend(ax, colours, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         ax.set(xlabel="PC 1", ylabel="PC 2", xticks=[], yticks=[], title=title or "")
@@ -399,10 +400,10 @@ def evaluation(
         for ax, metric in zip(axes, chosen, strict=False):
             values = table[metric].to_numpy(dtype=float)
             for place, method, value in zip(places, methods, values, strict=True):
-                own, read = place == 0, method.startswith("reconstruction")
-                colour = PALETTE[0] if own else GREY
-                ax.barh(place, value, height=0.7, color="none" if read else colour,
-                        edgecolor=GREY if read else "none", hatch="////" if read else None)  # fmt: skip
+                look: dict[str, Any] = {"color": PALETTE[0] if place == 0 else GREY}
+                if method.startswith("reconstruction"):
+                    look = {"facecolor": "none", "edgecolor": GREY, "hatch": "////"}
+                ax.barh(place, value, height=0.7, **look)
             ax.set_yticks(places, [_wrapped(_method(m), 16) for m in methods])
             ax.axvline(0, color="black", lw=0.6)
             _room_for_numbers(ax, places, values)

@@ -76,7 +76,8 @@ class PenalisedGuide(nn.Module):
         draws = {name: site["value"] for name, site in sites.items()}
         for (name, weight), penalty in zip(self.weights.items(), self.parts, strict=True):
             if penalty.reads == "mean":
-                z = {site_name: site["fn"].mean for site_name, site in sites.items()}
+                # Cells' sites alone: a global's AutoGuide, a flow say, need not know its mean.
+                z = {k: site["fn"].mean for k, site in sites.items() if in_cell_plate(site)}
             else:
                 z = draws
             scale = self.ramp * weight * batch.n_cells
@@ -117,7 +118,8 @@ class SiteELBO(TraceMeanField_ELBO):
     """The mean-field ELBO, kept apart by site and without a host synchronisation.
 
     Its value is that of ``TraceMeanField_ELBO``: the divergence of a latent is analytic where
-    one is registered for the pair and otherwise log q − log p at the draw.
+    one is registered for the pair and otherwise log q − log p at the draw. It differs where an
+    AutoGuide transforms a constrained global: the stock objective forgets the Jacobian.
 
     Parameters
     ----------
@@ -257,6 +259,10 @@ def _log_factor(site: Any) -> Tensor:
 
 def _divergence(q: Any, p: Any) -> Tensor:
     try:
+        # AutoGuides put a constrained global as a Delta that carries its transform's Jacobian as
+        # a density; Pyro's divergence of a Delta forgets it.
+        if isinstance(q["fn"], dist.Delta):
+            raise NotImplementedError
         divergence = kl_divergence(q["fn"], p["fn"])
     except NotImplementedError:
         divergence = q["fn"].log_prob(q["value"]) - p["fn"].log_prob(q["value"])

@@ -34,15 +34,16 @@ class ConditionalHSIC(Penalty):
 
     For cells i, j of the same stratum of ``given``,
 
-    .. math:: \frac1B \sum_s \frac1{n_s} \sum_{i \ne j \in s} k(w_i, w_j)\, l(a_i, a_j),
+    .. math:: \frac1B \sum_s \frac1{n_s} \sum_{i \ne j \in s} k(w_i, w_j)\,
+              \left[l(a_i, a_j) - \bar l_s\right],
 
     with w the block's posterior means, whitened by their pooled covariance within condition
     (so that a shift too small for the decoder to notice weighs as much as a classifier would
     make of it), k a linear kernel (Hotelling's statistic) and Gaussian kernels of several
-    widths, and l the chi-square kernel of the label, centred in its stratum. Leaving out i = j
-    makes the criterion unbiased: zero on average under independence. A negative value is a
-    match beyond chance and is not rewarded further (Gretton et al. 2008; conditioning on a
-    discrete variable is exact by stratification).
+    widths, and l the chi-square kernel of the label, centred in its stratum, with
+    :math:`\bar l_s` its mean over pairs. The criterion is zero on average when labels are
+    shuffled within strata; a negative value is a match beyond chance and is not rewarded
+    (Gretton et al. 2008; conditioning on a discrete variable is exact by stratification).
 
     It reads posterior *means*, since those are what a user analyses and what a classifier would
     be trained on; draws hide small shifts under posterior noise.
@@ -75,13 +76,9 @@ class ConditionalHSIC(Penalty):
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the criterion, at least 0; a scalar without unit."""
         label, stratum = self._label.of(batch), self._given.of(batch)
-        starts = range(0, len(batch), CELLS)
-        parts = [
-            self._criterion(
-                z[self.block][i : i + CELLS], label[i : i + CELLS], stratum[i : i + CELLS]
-            )
-            for i in starts
-        ]
+        n_parts = -(-len(batch) // CELLS)
+        split = (part.tensor_split(n_parts) for part in (z[self.block], label, stratum))
+        parts = [self._criterion(*part) for part in zip(*split, strict=True)]
         linear, gaussian = torch.stack(parts).mean(0).clamp_min(0.0)
         return linear + NONLINEAR_SHARE * gaussian
 
@@ -95,7 +92,11 @@ class ConditionalHSIC(Penalty):
         share = ((stratum_hot.T @ label_hot) / size[:, None])[stratum]
         score = (label_hot - share) * share.clamp_min(1e-12).rsqrt() * (share > 0)
         same = stratum[:, None] == stratum[None]
-        pairs = (score @ score.T) * same / size[stratum][:, None]
+        # What a pair scores on average when labels are shuffled within the stratum: its absence
+        # would bias the criterion downwards, and the penalty would allow that much dependence.
+        total = stratum_hot.T @ score.square().sum(1)
+        expected = -total / (size * (size - 1)).clamp_min(1.0)
+        pairs = (score @ score.T - expected[stratum][:, None]) * same / size[stratum][:, None]
         pairs = pairs.fill_diagonal_(0.0) / len(values)
         products = centred @ centred.T
         squares = products.diagonal()

@@ -43,8 +43,6 @@ PATH = click.Path(path_type=Path)
 DEMO_GENES = 2000
 """The most variable genes, which hold 80 % of the molecules: the demo ends within minutes."""
 
-DEMO_EPOCHS = 600
-
 
 class _Taught(click.Command):
     """A command whose help is its docstring as it stands, examples and tables unwrapped."""
@@ -432,7 +430,7 @@ def demo(out: Path, quick: bool, seed: int, device: str, quiet: bool) -> None:
     model = pf.FCR(adata, schema)
     model.fit(
         split=split,
-        max_epochs=10 if quick else DEMO_EPOCHS,
+        max_epochs=10 if quick else None,
         seed=seed,
         device=_known_device(device),
         progress=not quiet,
@@ -645,6 +643,8 @@ def _told_of(run: Path) -> dict[str, str]:
     """Return what the page says of a run beside what the model knows."""
     found = _read_run(run)
     told = {"Command": found.get("command"), "Started": found.get("started")}
+    if isinstance(found.get("versions"), dict):
+        told["Versions"] = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
     data = found.get("data")
     if isinstance(data, dict):
         told["Data"] = (

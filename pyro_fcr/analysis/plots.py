@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 PALETTE = (
-    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000",
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442",
     "#332288", "#999933", "#882255", "#44AA99", "#AA4499", "#117733", "#DDCC77", "#661100",
 )  # fmt: skip
 """Okabe and Ito's eight colours, then eight of Paul Tol's muted ones: safe to the colour-blind."""
@@ -199,7 +200,7 @@ def overview(
     with house_style():
         if axes is None:
             shown = max(len(_colours(labels, None)) for labels in colourings.values())
-            key = 0.22 * (shown + 2)
+            key = 0.17 * (shown + 1) + 0.15
             figure = Figure(figsize=(WIDTH, 2.1 * len(blocks) + key), layout="constrained")
             ratios = [2.1] * len(blocks) + [key]
             grid = figure.subplots(len(blocks) + 1, 2, height_ratios=ratios, squeeze=False)
@@ -408,7 +409,7 @@ def evaluation(
             ax.axvline(0, color="black", lw=0.6)
             _room_for_numbers(ax, places, values)
             ax.set_title(_METRICS.get(metric, metric))
-            ax.xaxis.set_major_locator(MaxNLocator(4))
+            ax.xaxis.set_major_locator(MaxNLocator(3, prune="upper"))
         axes[0].invert_yaxis()
     return axes[: len(chosen)]
 
@@ -444,9 +445,16 @@ def _name_points(
         if all(abs(y[g] - b) > height or abs(x[g] - a) > width for a, b in taken):
             taken.append((x[g], y[g]))
             left = x[g] > span[0] + 0.75 * (span[1] - span[0])
-            ax.annotate(str(genes[g]), (x[g], y[g]), xytext=(-4 if left else 4, 0),
-                        textcoords="offset points", ha="right" if left else "left", va="center",
-                        fontsize=8)  # fmt: skip
+            ax.annotate(
+                _plain(str(genes[g])),
+                (x[g], y[g]),
+                xytext=(-4 if left else 4, 0),
+                textcoords="offset points",
+                ha="right" if left else "left",
+                va="center",
+                fontsize=8,
+                path_effects=[Stroke(linewidth=2, foreground="white"), Normal()],
+            )
 
 
 def _heat(
@@ -489,7 +497,7 @@ def _panels(table: pd.DataFrame) -> dict[str, tuple[str, dict[str, str]]]:
     other = [c for c in columns if c not in {*skipped, *kl.values(), *accuracy.values()}]
     made = {
         "loss": ("nats per cell", {"loss": "loss"} if "loss" in columns else {}),
-        "divergence from the prior": ("nats per cell", kl),
+        "divergence from prior": ("nats per cell", kl),
         "independence and heads": ("unweighted", {_spoken(c): c for c in other}),
         "discriminator accuracy": ("accuracy", accuracy),
         "gradient norm": ("", {"gradient": "gradient_norm"} if "gradient_norm" in columns else {}),

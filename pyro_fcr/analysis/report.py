@@ -191,8 +191,8 @@ def probes(
     """
     rng = np.random.default_rng(seed)
     asked = {
-        "treatment, within a covariate group": ("treatment", treatment, covariate),
-        "covariate, within a treatment": ("covariates", covariate, treatment),
+        "treatment, same covariate": ("treatment", treatment, covariate),
+        "covariate, same treatment": ("covariates", covariate, treatment),
     }
     rows = []
     for question, (cause, labels, strata) in asked.items():
@@ -250,9 +250,8 @@ def _describe_run(
     schema = {k: v for k, v in design.schema.to_dict().items() if v not in (None, [], "+")}
     facts: dict[str, Any] = {
         "System": type(model).__name__,
-        **{str(k): v for k, v in run.items()},
         "Genes": f"{design.n_genes:,}",
-        "Training data": f"{int(design.conditions['n_cells'].sum()):,} cells, "
+        "Design": f"{int(design.conditions['n_cells'].sum()):,} cells, "
         f"{len(design.conditions)} conditions, {design.n_treatment_levels} treatment groups, "
         f"{design.n_covariate_levels} covariate groups",
         "Schema": ", ".join(f"{k} = {_told(v)}" for k, v in schema.items()),
@@ -265,6 +264,7 @@ def _describe_run(
     }
     if split is not None:
         facts["Split hash"] = split.hash
+    facts |= {str(name): value for name, value in run.items()}
     page.tables["run"] = {"rows": [(k, str(v)) for k, v in facts.items()]}
     conditions = design.conditions.sort_values("n_cells", ascending=False)
     page.tables["conditions"] = _rows(conditions, most=24)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pyro_fcr.analysis import plots
+
+
+def frame(n: int = 60, d: int = 3) -> pd.DataFrame:
+    return pd.DataFrame(np.random.default_rng(0).normal(size=(n, d)))
+
+
+def texts(ax: Axes) -> str:
+    legend = ax.get_legend()
+    parts = [t.get_text() for t in ax.texts] + [t.get_text() for t in ax.get_xticklabels()]
+    parts += [t.get_text() for t in ax.get_yticklabels()]
+    parts += [t.get_text() for t in legend.get_texts()] if legend else []
+    return "\n".join(parts)
+
+
+def test_principal_axes_find_the_long_direction() -> None:
+    x = np.array([[-2.0, 0.1], [2.0, 0.1], [0.0, -0.1], [0.0, -0.1]])
+    scores = plots.principal_axes(x)
+    np.testing.assert_allclose(np.abs(scores[:2, 0]), 2.0, atol=1e-12)
+    np.testing.assert_allclose(np.abs(scores[:, 1]), 0.1, atol=1e-12)
+
+
+def test_principal_axes_do_not_depend_on_the_sign_convention() -> None:
+    x = np.random.default_rng(1).normal(size=(20, 4))
+    np.testing.assert_allclose(plots.principal_axes(x), plots.principal_axes(x[:, ::-1]))
+
+
+def test_one_dimension_is_drawn_on_a_line() -> None:
+    scores = plots.principal_axes(np.array([[0.0], [1.0], [2.0]]))
+    assert scores.shape == (3, 2)
+    np.testing.assert_array_equal(scores[:, 1], 0)
+
+
+def test_latents_name_every_label() -> None:
+    ax = plots.latents(frame(), np.array(["a", "b"] * 30), title="here")
+    assert isinstance(ax, Axes)
+    assert ax.get_title(loc="left") == "here"
+    assert texts(ax).split() == ["a", "b"]
+
+
+def test_latents_draw_on_the_axes_given() -> None:
+    ax = Figure().subplots()
+    assert plots.latents(frame(), ax=ax) is ax
+
+
+def test_numbers_take_a_colour_map() -> None:
+    ax = plots.latents(frame(), pd.Series(np.arange(60.0), name="dose"))
+    assert ax.get_legend() is None
+    assert [a.get_ylabel() for a in ax.figure.axes if a is not ax] == ["dose"]
+
+
+def test_labels_beyond_the_palette_are_told_as_others() -> None:
+    labels = np.array([f"type{i:02d}" for i in range(20)] * 3)
+    assert "4 others" in texts(plots.latents(frame(), labels))
+
+
+def test_overview_has_a_row_per_block_and_two_colourings() -> None:
+    obs = pd.DataFrame({"drug": ["a", "b"] * 30, "line": ["x"] * 60, "donor": ["1", "2", "3"] * 20})
+    axes = plots.overview(
+        {"z_x": frame(), "z_t": frame(d=1)}, obs, treatment="drug", covariate=["line", "donor"]
+    )
+    assert axes.shape == (2, 2)
+    assert axes[1, 1].get_title(loc="left").endswith("by line | donor")
+    legends = [a.get_legend() for a in axes[0, 0].figure.axes if a.get_legend()]
+    assert [t.get_text() for t in legends[1].get_texts()] == ["x | 1", "x | 2", "x | 3"]
+
+
+def test_history_groups_the_terms_and_dashes_the_held_out() -> None:
+    table = pd.DataFrame(
+        {
+            "step": [1, 2], "loss": [2.0, 1.0], "valid.loss": [2.5, 1.5], "kl.z_x": [0.1, 9.0],
+            "kl.z_t": [0.1, 0.2], "z_x_vs_t": [0.3, 0.2], "accuracy.z_x_vs_t": [0.6, 0.5],
+        },
+        index=pd.Index([1, 2], name="epoch"),
+    )  # fmt: skip
+    axes = plots.history(table)
+    assert [ax.get_title(loc="left") for ax in axes] == [
+        "loss", "divergence from prior", "independence and heads", "discriminator accuracy",
+    ]  # fmt: skip
+    assert [line.get_linestyle() for line in axes[0].lines] == ["-", "--"]
+    assert axes[1].get_yscale() == "log"
+    assert axes[0].get_yscale() == "linear"
+
+
+def test_leakage_colours_by_the_way_from_chance_to_perfect() -> None:
+    table = pd.DataFrame(
+        {"block": ["z_x", "z_t"], "question": "treatment", "score": [0.5, 1.0], "chance": 0.5}
+    )
+    ax = plots.leakage(table)
+    np.testing.assert_allclose(ax.images[0].get_array(), [[0.0], [1.0]])
+    assert "0.50\nchance 0.50" in texts(ax)
+
+
+def test_interaction_marks_what_was_not_seen() -> None:
+    table = pd.DataFrame([[1.0, np.nan]], index=["drug"], columns=["T cells", "B cells"])
+    ax = plots.interaction(table, title="interaction")
+    assert "T cells" in texts(ax)
+    assert "1.0" in texts(ax)
+    assert "–" in texts(ax)
+
+
+def test_counterfactual_names_the_strongest_genes() -> None:
+    observed = np.array([0.0, 1.0, 3.0])
+    ax = plots.counterfactual(
+        observed, observed, genes=["A", "$B$", "C"], highlight=[2, 1], quantity="change"
+    )
+    assert ax.get_xlabel() == "observed change"
+    assert ax.get_ylabel() == "predicted change"
+    assert ax.get_xlim() == ax.get_ylim()
+    assert {"C", r"\$B\$"} <= set(texts(ax).splitlines())
+    assert "top 2 DE genes" in texts(ax)
+
+
+def test_evaluation_draws_a_reconstruction_hollow_and_says_what_is_missing() -> None:
+    table = pd.DataFrame(
+        {"r2": [0.9, 0.8, 0.95], "pearson_change": [0.5, np.nan, 0.6]},
+        index=["FCR", "control mean", "reconstruction (reads the test cells)"],
+    )
+    axes = plots.evaluation(table)
+    assert len(axes) == 2
+    bars = axes[0].patches
+    assert [bar.get_hatch() for bar in bars] == [None, None, "////"]
+    assert "none" in texts(axes[0])
+    assert "reconstruction" in texts(axes[0])
+
+
+@pytest.mark.parametrize("draw", [lambda: plots.latents(frame()), lambda: plots.history(
+    pd.DataFrame({"loss": [2.0, 1.0]}))])  # fmt: skip
+def test_settings_are_restored_and_pyplot_is_left_alone(draw) -> None:
+    before = dict(mpl.rcParams)
+    figures = len(sys.modules["matplotlib.pyplot"].get_fignums()) if _pyplot() else 0
+    draw()
+    assert dict(mpl.rcParams) == before
+    assert not _pyplot() or len(sys.modules["matplotlib.pyplot"].get_fignums()) == figures
+
+
+def _pyplot() -> bool:
+    return "matplotlib.pyplot" in sys.modules

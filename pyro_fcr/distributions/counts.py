@@ -16,13 +16,14 @@ Shape = torch.Size | list[int] | tuple[int, ...]
 __all__ = ["NegativeBinomial", "ZeroInflatedNegativeBinomial", "negative_binomial_log_prob"]
 
 
-class _NegativeBinomialLogProb(torch.autograd.Function):
-    """Log-density of each entry with a closed-form backward.
+class _CellLogProb(torch.autograd.Function):
+    """Log-density of each cell's counts, summed over genes, with a closed-form backward.
 
-    With a = log μ − log θ, the density is y (a − softplus a) − θ softplus a plus log-gamma terms
-    that vanish where y = 0. Counts are mostly zeros, so on the CPU the log-gammas and digammas
-    are evaluated at the non-zeros alone; on an accelerator finding them would cost a
-    synchronisation, so there they are dense.
+    With a = log μ − log θ, a gene's density is y (a − softplus a) − θ softplus a plus log-gamma
+    terms that vanish where y = 0. Counts are mostly zeros, so everything that y multiplies is
+    evaluated at the non-zeros alone, and the dense rest is one softplus and a matrix-vector
+    product; nothing of the size of the counts is made that is not needed. On an accelerator
+    finding the non-zeros would cost a synchronisation, so there the log-gammas are dense.
     """
 
     @staticmethod
@@ -30,32 +31,39 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
         theta = log_theta.exp()
         a = log_mean - log_theta
         softplus = F.softplus(a)
-        out = torch.addcmul(y * (a - softplus), theta, softplus, value=-1)
+        out = -(softplus @ theta)
         if y.device.type == "cpu":
-            at = y.nonzero(as_tuple=True)
-            y_nz, theta_nz = y[at], theta.expand_as(out)[at]
-            out[at] += (
-                torch.lgamma(y_nz + theta_nz) - torch.lgamma(theta_nz) - torch.lgamma(y_nz + 1)
-            )
+            cell, gene = y.nonzero(as_tuple=True)
+            y_nz, theta_nz = y[cell, gene], theta[gene]
+            part = y_nz * (a[cell, gene] - softplus[cell, gene])
+            part += torch.lgamma(y_nz + theta_nz) - torch.lgamma(theta_nz)
+            out.index_add_(0, cell, part - torch.lgamma(y_nz + 1))
         else:
-            out += torch.lgamma(y + theta) - torch.lgamma(theta) - torch.lgamma(y + 1)
-        ctx.save_for_backward(y, a, softplus, theta)
-        ctx.log_theta_shape = log_theta.shape
+            cell = gene = None
+            part = y * (a - softplus) + torch.lgamma(y + theta) - torch.lgamma(theta)
+            out += (part - torch.lgamma(y + 1)).sum(-1)
+        ctx.save_for_backward(y, a, softplus, theta, cell, gene)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
-        y, a, softplus, theta = ctx.saved_tensors
-        d_mean = torch.addcmul(y, y + theta, torch.sigmoid(a), value=-1)
-        d_theta = torch.addcmul(-d_mean, theta, softplus, value=-1)
-        if y.device.type == "cpu":
-            at = y.nonzero(as_tuple=True)
-            theta_nz = theta.expand_as(d_theta)[at]
-            d_theta[at] += theta_nz * (torch.digamma(y[at] + theta_nz) - torch.digamma(theta_nz))
+        y, a, softplus, theta, cell, gene = ctx.saved_tensors
+        share = torch.sigmoid(a)
+        # d/d log μ = y (1 − share) − θ share; d/d log θ = −d/d log μ − θ softplus + θ (ψ − ψ).
+        if cell is None:
+            digammas = grad @ (torch.digamma(y + theta) - torch.digamma(theta))
+            d_mean = (y * (1 - share) - theta * share) * grad[:, None]
         else:
-            d_theta += theta * (torch.digamma(y + theta) - torch.digamma(theta))
-        return None, grad * d_mean, (grad * d_theta).sum_to_size(ctx.log_theta_shape)
+            y_nz, theta_nz, grad_nz = y[cell, gene], theta[gene], grad[cell]
+            at_nz = grad_nz * y_nz * (1 - share[cell, gene])
+            digammas = torch.zeros_like(theta).index_add_(
+                0, gene, grad_nz * (torch.digamma(y_nz + theta_nz) - torch.digamma(theta_nz))
+            )
+            d_mean = share.mul_(-theta).mul_(grad[:, None])
+            d_mean[cell, gene] += at_nz
+        d_theta = theta * (digammas - grad @ softplus) - d_mean.sum(0)
+        return None, d_mean, d_theta
 
 
 def negative_binomial_log_prob(y: Tensor, log_mean: Tensor, log_dispersion: Tensor) -> Tensor:
@@ -75,8 +83,10 @@ def negative_binomial_log_prob(y: Tensor, log_mean: Tensor, log_dispersion: Tens
     Tensor
         Shape (..., G).
     """
-    y, log_mean = torch.broadcast_tensors(y, log_mean)
-    return _NegativeBinomialLogProb.apply(y, log_mean, log_dispersion)
+    theta, a = log_dispersion.exp(), log_mean - log_dispersion
+    softplus = F.softplus(a)
+    gammas = torch.lgamma(y + theta) - torch.lgamma(theta) - torch.lgamma(y + 1)
+    return y * (a - softplus) - theta * softplus + gammas
 
 
 class NegativeBinomial(TorchDistribution):
@@ -120,7 +130,12 @@ class NegativeBinomial(TorchDistribution):
         """Sum the genes' log-densities; shape (...)."""
         if self._validate_args:
             self._validate_sample(value)
-        return negative_binomial_log_prob(value, self.log_mean, self.log_dispersion).sum(-1)
+        value, log_mean = torch.broadcast_tensors(value, self.log_mean)
+        genes = value.shape[-1]
+        by_cell = _CellLogProb.apply(
+            value.reshape(-1, genes), log_mean.reshape(-1, genes), self.log_dispersion
+        )
+        return by_cell.reshape(log_mean.shape[:-1])
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = ()) -> Tensor:

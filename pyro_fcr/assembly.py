@@ -13,8 +13,8 @@ from pyro_fcr.analysis.draws import seeded
 from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.guides import Composed, Guide, check_coverage
 from pyro_fcr.infer import Objective, Weighted
-from pyro_fcr.infer.slots import check_priors, check_terms
-from pyro_fcr.model import LatentModel, global_sites
+from pyro_fcr.infer.slots import check_distribution, check_priors, check_terms
+from pyro_fcr.model import OBSERVATION, LatentModel, global_sites
 from pyro_fcr.nn import Decoder
 from pyro_fcr.penalties import Head, Penalty
 from pyro_fcr.priors import Prior
@@ -130,12 +130,21 @@ def assemble(
             decoder.linear.bias.copy_(likelihood.start(genes.rate))
         model = LatentModel(blocks, priors=priors, decoder=decoder, likelihood=likelihood)
         check_priors(blocks, model.priors, batch)
+        _check_likelihood(model, design, batch)
         guide = _bound_guide(recipe.guide, model, design, batch, genes)
         check_coverage(model, guide, batch)
         penalties, heads = _bound_terms(declaration, recipe, design)
         objective = Objective(model, guide, penalties=penalties, heads=heads)
         check_terms(objective, batch)
     return model, guide, objective
+
+
+def _check_likelihood(model: LatentModel, design: Design, batch: Batch) -> None:
+    # In a fork: the weights made after the check are those made without it.
+    with torch.no_grad(), torch.random.fork_rng():
+        z = {block.name: model.priors[block.name](batch).sample() for block in model.blocks}
+        made = model.observation(z, batch)
+        check_distribution(OBSERVATION, made, (len(batch),), (design.n_genes,))
 
 
 def _bound_priors(declaration: Declaration, recipe: Recipe, design: Design) -> dict[str, Prior]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import pyro
 import torch
+from pyro import poutine
 from pyro.distributions import Normal
+from pyro.poutine.util import site_is_factor
 from torch.distributions import kl_divergence
 
 from pyro_fcr.errors import SlotError, sentence
@@ -119,9 +122,15 @@ def check_terms(objective: Objective, batch: Batch) -> None:
     SlotError
         Naming the first term that is not.
     """
-    with torch.no_grad():
+    # Pyro's own checks would speak first, and of no slot.
+    with torch.no_grad(), pyro.validation_enabled(False):
+        factors = poutine.trace(objective.guide).get_trace(batch)
         terms = objective(batch)
-    for name, value in terms.sites.items():
+    values = dict(terms.sites)
+    for name, site in factors.nodes.items():
+        if site["type"] == "sample" and site_is_factor(site):
+            values[name] = site["fn"].log_factor
+    for name, value in values.items():
         if value.shape != () or not torch.isfinite(value):
             raise SlotError(
                 sentence(

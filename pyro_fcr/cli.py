@@ -24,14 +24,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import anndata
 import click
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
 
+import pyro_fcr as pf
+from pyro_fcr._version import __version__
+from pyro_fcr.analysis.report import write_report
+from pyro_fcr.datasets.bundled import SHA256
 from pyro_fcr.errors import DesignError, DesignWarning, FCRError, LoadError, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
     from pyro_fcr import Split
@@ -52,6 +60,10 @@ class _Taught(click.Command):
         _write_as_is(self.help, formatter)
 
 
+class _InterruptedError(Exception):
+    """Ctrl-C."""
+
+
 class _Polite(click.Group):
     """A group that answers a user's mistake with one line and exit code 2."""
 
@@ -60,6 +72,13 @@ class _Polite(click.Group):
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the docstring's lines."""
         _write_as_is(self.help, formatter)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; an interrupt is kept from click, which would print a line of its own."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _InterruptedError from None
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run the command line; with ``standalone_mode`` the process exits."""
@@ -79,7 +98,7 @@ class _Polite(click.Group):
             _fail(error.format_message())
         except FCRError as error:
             _fail(str(error))
-        except (click.Abort, KeyboardInterrupt):
+        except (_InterruptedError, click.Abort, KeyboardInterrupt):
             _fail("interrupted; nothing was written.", code=130)
         except BrokenPipeError:
             # Whoever read stdout has gone; keep the interpreter from writing to it at exit.
@@ -137,7 +156,7 @@ _progress = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 
 
 @click.group(cls=_Polite, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(None, "--version", package_name="pyro-fcr")
+@click.version_option(__version__, "--version", prog_name="pyro-fcr")
 def main() -> None:
     r"""FCR: factorised causal representations of perturbed single cells.
 
@@ -230,8 +249,6 @@ def fit(data: Path, out: Path, **options: Any) -> None:
       split.csv                         which cells trained, validated, test
       run.json                          command, versions, hashes of data and split, seconds
     """
-    import pyro_fcr as pf
-
     start = time.perf_counter()
     _ready_folder(out)
     schema = pf.Schema(
@@ -387,8 +404,6 @@ def report(run: Path, data: Path | None, out: Path | None, seed: int, device: st
     Writes one self-contained HTML file, good offline, on a phone and in print. Without DATA it
     holds the run, its design and its training curves alone.
     """
-    from pyro_fcr.analysis.report import write_report
-
     out = out or run / "report.html"
     model = _load(run, device)
     _ready_file(out)
@@ -418,9 +433,6 @@ def demo(out: Path, quick: bool, seed: int, device: str, quiet: bool) -> None:
       evaluation.csv          the prediction of the unseen B cells beside baselines
       report.html             all of it in pictures
     """
-    import pyro_fcr as pf
-    from pyro_fcr.analysis.report import write_report
-
     start = time.perf_counter()
     _ready_folder(out)
     adata = pf.datasets.kang()
@@ -480,9 +492,6 @@ def top_genes(
     DesignError
         If there is no such layer.
     """
-    import numpy as np
-    from scipy import sparse
-
     if layer is not None and layer not in adata.layers:
         raise DesignError(
             sentence(
@@ -510,8 +519,6 @@ def top_genes(
 
 
 def _read(path: Path) -> AnnData:
-    import anndata
-
     if not path.is_file():
         raise LoadError(
             sentence("no such data file", where="DATA", expected="an .h5ad file", got=str(path),
@@ -532,14 +539,10 @@ def _read(path: Path) -> AnnData:
 
 
 def _load(run: Path, device: str) -> Any:
-    import pyro_fcr as pf
-
     return pf.load(run, device=_known_device(device))
 
 
 def _known_device(name: str) -> str:
-    import torch
-
     try:
         kind = "cpu" if name == "auto" else torch.device(name).type
     except RuntimeError:
@@ -581,8 +584,6 @@ def _pairs(option: str, given: Sequence[str], *, single: bool = False) -> dict[s
 def _split(
     adata: AnnData, options: Mapping[str, Any], conditions: Sequence[str | None]
 ) -> Split | None:
-    from pyro_fcr import splits
-
     named, held_out = options["split"], _pairs("--hold-out", options["held_out"])
     if named is not None and held_out:
         raise DesignError(
@@ -590,25 +591,19 @@ def _split(
                      got="both", hint="leave one out")
         )  # fmt: skip
     if held_out:
-        return splits.hold_out(adata, held_out, seed=options["seed"])
+        return pf.splits.hold_out(adata, held_out, seed=options["seed"])
     if named == "random":
         columns = [name for name in conditions if name is not None]
-        return splits.random(adata, stratify=columns, seed=options["seed"])
-    return None if named is None else splits.column(adata, named)
+        return pf.splits.random(adata, stratify=columns, seed=options["seed"])
+    return None if named is None else pf.splits.column(adata, named)
 
 
 def _matching(adata: AnnData, wanted: Mapping[str, Sequence[str]]) -> AnnData:
-    from pyro_fcr import splits
-
     # A split refuses unknown columns and values by name, and says which cells match.
-    return adata[splits.hold_out(adata, wanted, valid=0).mask(adata, "test")]
+    return adata[pf.splits.hold_out(adata, wanted, valid=0).mask(adata, "test")]
 
 
 def _read_split(run: Path) -> Split | None:
-    import pandas as pd
-
-    import pyro_fcr as pf
-
     path = run / "split.csv"
     if not path.is_file():
         return None
@@ -702,8 +697,6 @@ def _write_h5ad(adata: AnnData, path: Path) -> Path:
 
 
 def _latents(model: Any, adata: AnnData) -> AnnData:
-    import anndata
-
     out = anndata.AnnData(obs=adata.obs.copy())
     key = type(model).__name__.lower()
     for name, frame in model.latents(adata).items():
@@ -721,8 +714,6 @@ def _save_run(
     seconds: float,
 ) -> None:
     """Write the model, its split and its record; ``model.json`` last, which makes it a run."""
-    import pandas as pd
-
     names = [str(name) for name in adata.obs_names]
     parts = dict(zip(split.names, split.parts, strict=True)) if split is not None else {}
     table = pd.DataFrame({"cell": names, "part": [parts.get(name, "train") for name in names]})
@@ -752,8 +743,6 @@ def _save_run(
 
 
 def _data_hash(data: Path | None) -> str:
-    from pyro_fcr.datasets.bundled import SHA256
-
     if data is None:
         return SHA256["kang_ifnb"]
     with data.open("rb") as file:

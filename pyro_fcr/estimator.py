@@ -12,6 +12,7 @@ import torch
 
 from pyro_fcr import io
 from pyro_fcr.analysis.conditions import condition_cells
+from pyro_fcr.analysis.leakage import block_leakage
 from pyro_fcr.assembly import Declaration, Recipe, assemble
 from pyro_fcr.data import Cells, Design, MemorySource, Schema, Split
 from pyro_fcr.errors import DesignError, LoadError, sentence
@@ -23,6 +24,7 @@ from pyro_fcr.nn import read_tensors, write_tensors
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    import numpy as np
     from anndata import AnnData
     from torch import nn
 
@@ -152,6 +154,7 @@ class Estimator(Fitted):
         seed: int = 0,
         device: str | torch.device = "auto",
         early_stopping: bool = False,
+        monitor_leakage: bool = False,
         validate_every: int | None = None,
         checkpoint: str | Path | None = None,
         resume: bool = False,
@@ -185,6 +188,9 @@ class Estimator(Fitted):
             longer falls, and restore the best weights from there on. It needs a split with
             validation cells. The total ELBO is flat long before the factors separate, so a
             stopping rule on it alone would destroy identifiability.
+        monitor_leakage
+            Measure on the validation cells what the blocks tell of one another within conditions
+            (``valid.leakage.*`` in the history); a stopping rule then watches it as well.
         validate_every
             Epochs between evaluations of the validation cells; by default fifty per run.
         checkpoint
@@ -248,6 +254,7 @@ class Estimator(Fitted):
                 else MemorySource(valid, batch_size=512, shuffle=False),
                 validate_every=max(1, epochs // 50) if validate_every is None else validate_every,
                 settle=Settled() if early_stopping else None,
+                monitor=(lambda: self._leakage(valid)) if monitor_leakage and valid else None,
                 milestones={round(plan.align * steps): lambda: self._align(train)},
                 resume=resume,
                 progress=progress,
@@ -257,9 +264,16 @@ class Estimator(Fitted):
             self._objective.eval()
         return self.history
 
+    def _leakage(self, cells: Cells) -> dict[str, float]:
+        means = {name: mean for name, (mean, _) in self._moments(cells).items()}
+        return block_leakage(means, self._condition(cells))
+
+    def _condition(self, cells: Cells) -> np.ndarray:
+        return cells.treatment_id * self.design.n_covariate_levels + cells.covariate_id
+
     def _align(self, cells: Cells) -> None:
         found = self._moments(cells)
-        condition = cells.treatment_id * self.design.n_covariate_levels + cells.covariate_id
+        condition = self._condition(cells)
         start = 0
         for block in self.declaration.blocks:
             columns = slice(start, start := start + block.size)

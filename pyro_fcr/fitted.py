@@ -15,10 +15,12 @@ from pyro_fcr.analysis.draws import moments, seeded
 from pyro_fcr.analysis.expression import Expression, expected_counts, sampled_counts
 from pyro_fcr.analysis.performance import performance
 from pyro_fcr.analysis.posterior import cell_coordinates, posterior_tree
+from pyro_fcr.analysis.report import write_report
 from pyro_fcr.errors import DesignError, NotFittedError, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     import torch
     from anndata import AnnData
@@ -45,6 +47,9 @@ class Fitted(ABC):
     """The system's blocks, priors and terms."""
 
     # ---- the plain Pyro halves -------------------------------------------------------------
+
+    settings: dict[str, Any]
+    """How the model was trained."""
 
     _cells: Cells | None
     _history: pd.DataFrame | None
@@ -96,7 +101,30 @@ class Fitted(ABC):
         """
         if adata is None:
             return self.cells
-        return self.design.encode(adata, labels="optional")
+        cells = self.design.encode(adata, labels="optional")
+        if getattr(getattr(self.guide, "locals", self.guide), "labels", False):
+            parents = [block.parents for block in self.declaration.blocks]
+            self._require(cells, frozenset().union(*parents), "the encoders")
+        return cells
+
+    def _require(self, cells: Cells, read: frozenset[str], reader: str) -> None:
+        schema = self.design.schema
+        columns = {
+            "treatment": (schema.treatment, schema.dose),
+            "covariates": schema.covariates,
+            "batch": (schema.batch,),
+        }
+        needed = [column for label in sorted(read) for column in columns[label]]
+        if missing := [column for column in needed if column in cells.unknown]:
+            raise DesignError(
+                sentence(
+                    f"{reader} read a label that the cells do not have",
+                    where="adata.obs",
+                    expected=f"the columns {sorted(set(filter(None, needed)))}",
+                    got=f"no {missing[0]!r}",
+                    hint="add the column, or set it with do=",
+                )
+            )
 
     @property
     def history(self) -> pd.DataFrame:
@@ -364,12 +392,16 @@ class Fitted(ABC):
         self, factual: Cells, do: Mapping[str, Any], draws: int, seed: int
     ) -> Expression:
         self._fitted()
+        intervened, redraw = self.design.do(factual, do) if do else factual, self.descendants(do)
+        parents = [block.parents for block in self.declaration.blocks if block.name in redraw]
+        read = frozenset({"batch"} if self.model.decoder.n_batches else ()).union(*parents)
+        self._require(intervened, read, "the priors and the decoder")
         return expected_counts(
             self.model,
             self.guide,
             factual,
-            self.design.do(factual, do) if do else factual,
-            redraw=self.descendants(do),
+            intervened,
+            redraw=redraw,
             draws=draws,
             seed=seed,
             device=self.device,
@@ -461,6 +493,31 @@ class Fitted(ABC):
         self._fitted()
         mean, sd = self._moments(self.cells)[block or candidates[0]]
         return interaction_certificate(mean, sd, self.cells, replicates=replicates, seed=seed)
+
+    def report(
+        self,
+        path: str | Path,
+        adata: AnnData | None = None,
+        split: Split | None = None,
+    ) -> Path:
+        """Write a self-contained page with the pictures and tables of the run.
+
+        Parameters
+        ----------
+        path
+            The page, an ``.html`` file.
+        adata
+            The cells to describe; the training data by default.
+        split
+            The split the model was trained with: its test cells are predicted.
+
+        Returns
+        -------
+        pathlib.Path
+            The page.
+        """
+        self._fitted()
+        return write_report(self, path, adata=adata, split=split)
 
     def _chunks(self, cells: Cells) -> Iterator[Batch]:
         starts = range(0, len(cells), CHUNK)

@@ -140,12 +140,15 @@ def write_report(
     page, history = _Page(), model.history
     page.draw("history", plots.history(history), "Training curves, one panel per kind of term.")
     _describe_run(page, model, split, run or {})
+    cells: Cells | None
     try:
-        cells: Cells | None = model.encode(adata)
+        cells, reason = model.encode(adata), ""
     except FCRError as error:
         cells, reason = None, str(error)
         if adata is not None:
             raise
+    if cells is not None and not ((cells.treatment_id >= 0) & (cells.covariate_id >= 0)).any():
+        cells, reason = None, "no cell has both a treatment and covariates that the model knows."
     if cells is None:
         for section in ("latents", "probes", "certificate", "interaction", "evaluation"):
             page.missing[section] = reason

@@ -32,6 +32,8 @@ class _CellLogProb(torch.autograd.Function):
         a = log_mean - log_theta
         softplus = F.softplus(a)
         out = -(softplus @ theta)
+        cell: Tensor | None = None
+        gene: Tensor | None = None
         if y.device.type == "cpu":
             cell, gene = y.nonzero(as_tuple=True)
             y_nz, theta_nz = y[cell, gene], theta[gene]
@@ -39,7 +41,6 @@ class _CellLogProb(torch.autograd.Function):
             part += torch.lgamma(y_nz + theta_nz) - torch.lgamma(theta_nz)
             out.index_add_(0, cell, part - torch.lgamma(y_nz + 1))
         else:
-            cell = gene = None
             part = y * (a - softplus) + torch.lgamma(y + theta) - torch.lgamma(theta)
             out += (part - torch.lgamma(y + 1)).sum(-1)
         ctx.save_for_backward(y, a, softplus, theta, cell, gene)

@@ -25,10 +25,13 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     for name, optimiser in _optimisers(trainer).items():
         for index, state in optimiser.state_dict()["state"].items():
             tensors |= {f"{name}.{index}.{k}": v for k, v in state.items()}
+    best = trainer.best
+    tensors |= {f"best.{k}": v for k, v in best.weights.items()}
     tensors["rng"] = torch.get_rng_state()
     if trainer.device.type == "cuda":
         tensors["rng_cuda"] = torch.cuda.get_rng_state(trainer.device)
-    meta = {"epoch": trainer.epoch, "step": trainer.step_count, "history": trainer.rows}
+    meta = {"epoch": trainer.epoch, "step": trainer.step_count, "history": trainer.rows,
+            "best_loss": best.loss, "refused": best.refused}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, tensors, meta)
 
@@ -67,6 +70,10 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
         torch.cuda.set_rng_state(tensors["rng_cuda"], trainer.device)
     trainer.epoch, trainer.step_count = meta["epoch"], meta["step"]
     trainer.rows = meta["history"]
+    best = trainer.best
+    best.loss, best.refused = meta["best_loss"], meta["refused"]
+    kept = [name for name in tensors if name.startswith("best.")]
+    best.weights = {name.removeprefix("best."): tensors[name] for name in kept}
 
 
 def _optimisers(trainer: Trainer) -> dict[str, torch.optim.Optimizer]:

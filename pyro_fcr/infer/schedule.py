@@ -100,11 +100,16 @@ class Settled:
         self._seen = [*self._seen, dict(values)][-(self.patience + 1) :]
         still = len(self._seen) > self.patience and all(
             max(past[name] for past in self._seen) - min(past[name] for past in self._seen)
-            <= self.tolerance * max(abs(value), 0.01)
+            <= self.tolerance * max(abs(value), _size(name))
             for name, value in values.items()
         )
         self.settled = self.settled or still
         return self.settled
+
+
+def _size(name: str) -> float:
+    # A leakage is a share of 1 and ends near zero, where no relative change is small.
+    return 1.0 if name.startswith("leakage.") else 0.01
 
 
 def _ramp(step: int, length: float) -> float:

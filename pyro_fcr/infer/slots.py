@@ -127,6 +127,7 @@ def check_terms(objective: Objective, batch: Batch) -> None:
         factors = poutine.trace(objective.guide).get_trace(batch)
         terms = objective(batch)
     values = dict(terms.sites)
+    site: Any
     for name, site in factors.nodes.items():
         if site["type"] == "sample" and site_is_factor(site):
             values[name] = site["fn"].log_factor

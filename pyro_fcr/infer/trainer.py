@@ -85,6 +85,7 @@ class Trainer:
         self.step_count = 0
         self.epoch = 0
         self.rows: list[dict[str, float]] = []
+        self.best = BestWeights()
         self.milestones: Mapping[int, Callable[[], None]] = {}
 
     def fit(
@@ -94,6 +95,7 @@ class Trainer:
         valid: BatchSource | None = None,
         validate_every: int = 1,
         settle: Settled | None = None,
+        monitor: Callable[[], dict[str, float]] | None = None,
         milestones: Mapping[int, Callable[[], None]] | None = None,
         resume: bool = False,
         progress: bool = True,
@@ -113,6 +115,9 @@ class Trainer:
             held-out divergence of every block has settled, the weights with the lowest held-out
             loss from there on are kept; training stops after ``settle.patience`` evaluations
             without a lower one, and the kept weights are restored.
+        monitor
+            Called at every evaluation of ``valid``; its numbers join the history, and those
+            named ``leakage.*`` are watched by the stopping rule.
         milestones
             Called once the given numbers of steps are done.
         resume
@@ -137,12 +142,16 @@ class Trainer:
         ):  # fmt: skip
             torch.manual_seed(self.seed)
             self.milestones = milestones or {}
-            if resume and self.checkpoint is not None:
+            self.best = BestWeights()
+            if resume and self.checkpoint is not None and self.checkpoint.exists():
                 load_checkpoint(self, self.checkpoint)
+            if settle is not None:
+                for held_out in filter(None, map(_held_out, self.rows)):
+                    settle.update(_watched(held_out))
             bar = tqdm(total=self.plan.steps, initial=self.step_count, disable=not progress,
                        desc="fit", unit="step", mininterval=0.5)  # fmt: skip
             with bar:
-                self._epochs(source, valid, validate_every, settle, bar)
+                self._epochs(source, valid, validate_every, settle, monitor, bar)
         return self.history
 
     @property
@@ -156,14 +165,17 @@ class Trainer:
         valid: BatchSource | None,
         validate_every: int,
         settle: Settled | None,
+        monitor: Callable[[], dict[str, float]] | None,
         bar: tqdm,
     ) -> None:
-        best = BestWeights()
+        best = self.best
         while self.step_count < self.plan.steps:
+            if settle is not None and best.refused >= settle.patience:
+                break
             row = self._epoch(source, bar)
             last = self.step_count >= self.plan.steps
             if valid is not None and (last or self.epoch % validate_every == 0):
-                held_out = self.evaluate(valid)
+                held_out = self.evaluate(valid) | (monitor() if monitor else {})
                 row |= {f"valid.{name}": value for name, value in held_out.items()}
                 if settle is not None and settle.update(_watched(held_out)):
                     best.offer(held_out["loss"], self.objective)
@@ -171,8 +183,6 @@ class Trainer:
             bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if _worth_showing(k)})
             if self.checkpoint is not None and (last or self.epoch % self.checkpoint_every == 0):
                 save_checkpoint(self, self.checkpoint)
-            if settle is not None and best.refused >= settle.patience:
-                break
         best.restore(self.objective)
 
     def _epoch(self, source: BatchSource, bar: tqdm) -> dict[str, float]:
@@ -211,7 +221,8 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         terms.loss.backward()
         norm = nn.utils.clip_grad_norm_(self.objective.encoder_parameters(), self.plan.clip)
-        if not torch.isfinite(norm):
+        # A loss that is not finite can have a finite gradient, where its bad term is constant.
+        if not torch.isfinite(norm + terms.loss.detach()):
             raise self._explain(batch, terms)
         self.optimiser.step()
         self.step_count += 1
@@ -263,7 +274,7 @@ class Trainer:
                 f"the objective is not finite at {site}, cells {cells[:5] or 'none alone'}",
                 where=where,
                 expected="a finite loss and gradient",
-                got=f"loss {float(terms.loss):.4g}",
+                got=f"loss {float(terms.loss.detach()):.4g}",
                 hint="the weights before this step are kept; try a lower learning_rate or look at "
                 "the cells named",
             )
@@ -279,20 +290,25 @@ class BestWeights:
 
     def __init__(self) -> None:
         self.loss, self.refused = float("inf"), 0
-        self._weights: dict[str, Tensor] | None = None
+        self.weights: dict[str, Tensor] = {}
 
     def offer(self, loss: float, module: nn.Module) -> None:
         """Keep the module's weights if the loss is the lowest so far."""
         if loss < self.loss:
             self.loss, self.refused = loss, 0
-            self._weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
+            self.weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
         else:
             self.refused += 1
 
     def restore(self, module: nn.Module) -> None:
         """Put the best weights back, if any were kept."""
-        if self._weights is not None:
-            module.load_state_dict(self._weights)
+        if self.weights:
+            module.load_state_dict(self.weights)
+
+
+def _held_out(row: dict[str, float]) -> dict[str, float]:
+    prefix = "valid."
+    return {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
 
 
 def _watched(terms: dict[str, float]) -> dict[str, float]:

@@ -66,7 +66,7 @@ def posterior_tree(
                 {name: value.cpu().numpy() for name, value in sites.items()}
                 for sites in draw_sites(guide, batch, draws)
             ]
-        names = cell_sites(guide, batch)
+            names = cell_sites(guide, batch)
         for name in drawn[0]:
             stacked = np.stack([sites[name] for sites in drawn])
             if name in names:

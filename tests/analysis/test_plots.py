@@ -66,7 +66,9 @@ def test_labels_beyond_the_palette_are_told_as_others() -> None:
 
 
 def test_overview_has_a_row_per_block_and_two_colourings() -> None:
-    obs = pd.DataFrame({"drug": ["a", "b"] * 30, "line": ["x"] * 60, "donor": ["1", "2", "3"] * 20})
+    obs = pd.DataFrame(
+        {"drug": ["a", "b"] * 30, "line": ["x"] * 60, "donor": ["1", "2", "3"] * 20}
+    )
     axes = plots.overview(
         {"z_x": frame(), "z_t": frame(d=1)}, obs, treatment="drug", covariate=["line", "donor"]
     )

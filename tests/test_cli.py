@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from tiny import tiny_adata
+
+import pyro_fcr as pf
+from pyro_fcr.cli import main, top_genes
+
+COLUMNS = ["--treatment", "drug", "--control", "ctrl", "--covariate", "type"]
+SMALL = ["--max-epochs", "2", "--batch-size", "64", "--quiet", "--device", "cpu"]
+HELD_OUT = ["--hold-out", "type=u", "--hold-out", "drug=A"]
+
+
+def run(*args: object):
+    return CliRunner().invoke(main, [str(arg) for arg in args], catch_exceptions=False)
+
+
+def refused(*args: object) -> str:
+    """Run what must be refused, and return the one line it says."""
+    result = run(*args)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("pyro-fcr: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return tiny_adata()
+
+
+@pytest.fixture(scope="module")
+def data(adata, tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "data.h5ad"
+    adata.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fitted(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "a"
+    result = run("fit", data, *COLUMNS, *SMALL, *HELD_OUT, "--z-x", 3, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{out}\n"
+    return out
+
+
+# ---- what each command writes ------------------------------------------------------------------
+
+
+def test_a_run_holds_the_model_and_its_record(fitted, data, adata) -> None:
+    assert sorted(path.name for path in fitted.iterdir()) == [
+        "history.csv", "model.json", "run.json", "split.csv", "weights.safetensors",
+    ]  # fmt: skip
+    record = json.loads((fitted / "run.json").read_text())
+    assert record["data"]["sha256"] == hashlib.sha256(data.read_bytes()).hexdigest()
+    assert record["data"]["cells"] == adata.n_obs
+    split = pf.splits.hold_out(adata, {"type": ["u"], "drug": ["A"]})
+    assert record["split"]["hash"] == split.hash
+    assert record["seconds"] > 0
+    assert "torch" in record["versions"]
+    table = pd.read_csv(fitted / "split.csv")
+    assert list(table.columns) == ["cell", "part"]
+    assert tuple(table["part"]) == split.parts
+    assert [block.size for block in pf.load(fitted).declaration.blocks][0] == 3
+
+
+def test_the_command_line_fits_what_the_library_fits(fitted, adata) -> None:
+    fcr = pf.FCR(adata, pf.Schema(treatment="drug", control="ctrl", covariates=["type"]),
+                 sizes={"z_x": 3})  # fmt: skip
+    split = pf.splits.hold_out(adata, {"type": ["u"], "drug": ["A"]})
+    fcr.fit(split=split, max_epochs=2, batch_size=64, device="cpu", progress=False)
+    again = pf.load(fitted).latents(adata)
+    for name, frame in fcr.latents().items():
+        np.testing.assert_array_equal(frame, again[name])
+
+
+def test_latents(fitted, data, adata, tmp_path) -> None:
+    out = tmp_path / "deep" / "latents.h5ad"
+    result = run("latents", fitted, data, "--out", out)
+    assert result.exit_code == 0
+    assert result.stdout == f"{out}\n"
+    written = anndata.read_h5ad(out)
+    assert set(written.obsm) == {"X_fcr_z_x", "X_fcr_z_t", "X_fcr_z_tx"}
+    assert list(written.obs_names) == list(adata.obs_names)
+    expected = pf.load(fitted).latents(adata)["z_t"]
+    np.testing.assert_array_equal(written.obsm["X_fcr_z_t"], expected)
+    assert os.listdir(out.parent) == ["latents.h5ad"]
+
+
+def test_counterfactual(fitted, data, adata, tmp_path) -> None:
+    out = tmp_path / "cf.h5ad"
+    result = run("counterfactual", fitted, data, "--where", "drug=ctrl", "--do", "treatment=B",
+                 "--draws", 3, "--out", out)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    written = anndata.read_h5ad(out)
+    assert written.n_obs == (adata.obs["drug"] == "ctrl").sum()
+    assert set(written.layers) == {"sd", "q05", "q95"}
+    assert set(written.obs["drug"]) == {"B"}
+    assert set(written.obs["drug_factual"]) == {"ctrl"}
+
+
+def test_evaluate_takes_the_runs_own_split(fitted, data, tmp_path) -> None:
+    out = tmp_path / "table.csv"
+    result = run("evaluate", fitted, data, "--draws", 2, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{out}\n"
+    table = pd.read_csv(out, index_col="method")
+    assert {"FCR", "control mean", "additive"} <= set(table.index)
+    assert table.loc["FCR", "conditions"] == 1
+
+
+def test_evaluate_takes_another_split(fitted, data, tmp_path) -> None:
+    out = tmp_path / "table.csv"
+    result = run("evaluate", fitted, data, "--hold-out", "drug=B", "--hold-out", "type=v", "--hold-out", "type=w",
+                 "--draws", 2, "--by-condition", "--out", out)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert len(pd.read_csv(out)[["treatment", "covariate"]].drop_duplicates()) == 2
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_report(fitted, data, tmp_path, with_data) -> None:
+    out = tmp_path / "report.html"
+    result = run("report", fitted, *([data] if with_data else []), "--out", out)
+    assert result.exit_code == 0, result.output
+    text = out.read_text()
+    assert text.count("<img ") == (6 if with_data else 1)
+    assert "pyro-fcr" in text
+
+
+def test_fit_takes_several_covariates_either_way(data, tmp_path) -> None:
+    for i, given in enumerate((["--covariates", "type,lane"], ["--covariate", "lane"])):
+        out = tmp_path / str(i)
+        result = run("fit", data, *COLUMNS[:4], *(COLUMNS[4:] if i else []), *given, *SMALL,
+                     "--split", "random", "--early-stopping", "--out", out)  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert pf.load(out).design.schema.covariates == ("type", "lane")
+
+
+def test_top_genes_and_a_column_split(adata, tmp_path) -> None:
+    own = adata.copy()
+    own.obs["part"] = np.where(np.arange(own.n_obs) % 4 == 0, "test", "train")
+    own.write_h5ad(tmp_path / "data.h5ad")
+    result = run("fit", tmp_path / "data.h5ad", *COLUMNS, *SMALL, "--split", "part",
+                 "--top-genes", 12, "--out", tmp_path / "run")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    model = pf.load(tmp_path / "run")
+    assert model.design.n_genes == 12
+    # All the genes are there in the data: those the model knows are found by name.
+    assert run("latents", tmp_path / "run", tmp_path / "data.h5ad", "--out",
+               tmp_path / "z.h5ad").exit_code == 0  # fmt: skip
+
+
+def test_top_genes_are_those_that_vary() -> None:
+    counts = np.array([[50, 0, 50, 0], [50, 50, 0, 0], [50, 0, 50, 0], [50, 50, 0, 0.0]])
+    adata = anndata.AnnData(counts.astype("float32"))
+    adata.var_names = list("abcd")
+    assert list(top_genes(adata, 2).var_names) == ["b", "c"]
+    assert top_genes(adata, 9).n_vars == 4
+
+
+def test_an_earlier_run_is_replaced(fitted, data, tmp_path) -> None:
+    out = tmp_path / "again"
+    for seed in (1, 2):
+        assert run("fit", data, *COLUMNS, *SMALL, "--seed", seed, "--out", out).exit_code == 0
+    assert json.loads((out / "model.json").read_text())["settings"]["seed"] == 2
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    assert "no cells were held out" in refused("evaluate", out, data, "--out", tmp_path / "t.csv")
+
+
+# ---- mistakes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--treatment", "drugg", "--control", "ctrl", "--covariate", "type"], "drug"),
+        (["--treatment", "drug", "--control", "none", "--covariate", "type"], "ctrl"),
+        (["--treatment", "drug", "--control", "ctrl", "--covariate", "typ"], "type"),
+        ([*COLUMNS, "--counts", "raw"], "raw"),
+        ([*COLUMNS, "--counts", "raw", "--top-genes", "5"], "no such layer"),
+        ([*COLUMNS, "--hold-out", "type"], "NAME=VALUE"),
+        ([*COLUMNS, "--hold-out", "type=nobody"], "nobody"),
+        ([*COLUMNS, "--hold-out", "type=u", "--split", "random"], "two splits"),
+        ([*COLUMNS, "--split", "parts"], "parts"),
+        ([*COLUMNS, "--early-stopping"], "validation"),
+        ([*COLUMNS, "--device", "toaster"], "no such device"),
+        ([*COLUMNS, "--likelihood", "gauss"], "gauss"),
+        ([*COLUMNS, "--max-epochs", "0"], "max-epochs"),
+        (COLUMNS[2:], "--treatment"),
+        ([*COLUMNS, "--colour", "red"], "--colour"),
+    ],
+)
+def test_mistakes_in_fit(data, tmp_path, args, said) -> None:
+    assert said in refused("fit", data, *args, "--quiet", "--out", tmp_path / "run")
+    assert not (tmp_path / "run" / "model.json").exists()
+
+
+def test_mistakes_in_files(fitted, data, tmp_path) -> None:
+    corrupt = tmp_path / "corrupt.h5ad"
+    corrupt.write_bytes(b"this is not HDF5")
+    out = tmp_path / "z.h5ad"
+    assert "no such data file" in refused("latents", fitted, tmp_path / "no.h5ad", "--out", out)
+    assert "cannot be read" in refused("latents", fitted, corrupt, "--out", out)
+    assert "cannot read the model" in refused("latents", tmp_path / "no", data, "--out", out)
+    assert "a file" in refused("fit", data, *COLUMNS, "--out", corrupt)
+    assert "the folder" in refused("latents", fitted, data, "--out", tmp_path)
+    assert not out.exists()
+
+
+def test_a_damaged_run_is_refused(fitted, data, tmp_path) -> None:
+    for name in ("model.json", "history.csv", "split.csv"):
+        (tmp_path / name).write_bytes((fitted / name).read_bytes())
+    weights = (fitted / "weights.safetensors").read_bytes()
+    (tmp_path / "weights.safetensors").write_bytes(weights[: len(weights) // 2])
+    refused("latents", tmp_path, data, "--out", tmp_path / "z.h5ad")
+    (tmp_path / "model.json").write_text("{")
+    refused("report", tmp_path)
+
+
+def test_a_damaged_split_is_refused(fitted, data, tmp_path) -> None:
+    for path in fitted.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "split.csv").write_text("a,b\n1,2\n")
+    assert "split" in refused("evaluate", tmp_path, data, "--out", tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--do", "treatment=C"], "'C'"),
+        (["--do", "medicine=A"], "medicine"),
+        (["--do", "A"], "NAME=VALUE"),
+        (["--do", "treatment=A", "--do", "treatment=B"], "set twice"),
+        (["--do", "treatment=A", "--where", "type=z"], "'z'"),
+        (["--do", "treatment=A", "--draws", "0"], "draws"),
+        ([], "--do"),
+    ],
+)
+def test_mistakes_in_counterfactual(fitted, data, tmp_path, args, said) -> None:
+    assert said in refused("counterfactual", fitted, data, *args, "--out", tmp_path / "cf.h5ad")
+
+
+def test_missing_genes_are_named(fitted, adata, tmp_path) -> None:
+    adata[:, 1:].copy().write_h5ad(tmp_path / "few.h5ad")
+    said = refused("latents", fitted, tmp_path / "few.h5ad", "--out", tmp_path / "z.h5ad")
+    assert "g0" in said
+
+
+def test_an_unknown_command_is_one_line() -> None:
+    assert "fitt" in refused("fitt")
+
+
+# ---- help, warnings, the process ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", ["fit", "latents", "counterfactual", "evaluate", "report", "demo"]
+)
+def test_help_teaches(command) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"pyro-fcr {command} " in result.stdout
+    assert "Writes" in result.stdout
+    assert "--out" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("pyro-fcr, version ")
+
+
+def test_a_weak_design_is_one_line_of_warning(data, tmp_path) -> None:
+    result = run("fit", data, *COLUMNS, *SMALL, "--z-tx", 5, "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    lines = [line for line in result.stderr.splitlines() if "warning: " in line]
+    assert len(lines) == 1
+    assert "interaction dimensions" in lines[0]
+
+
+def test_the_process_ends_as_it_should(data, tmp_path) -> None:
+    command = [sys.executable, "-m", "pyro_fcr", "fit", str(data), *COLUMNS[:-1], "typo"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_is_one_line_and_leaves_nothing(data, tmp_path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "pyro_fcr", "fit", str(data), *COLUMNS, "--quiet"]
+    with subprocess.Popen(
+        [*command, "--max-epochs", "100000", "--out", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        for _ in range(600):
+            if out.exists():
+                break
+            time.sleep(0.1)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stdout == ""
+    assert stderr.splitlines() == ["pyro-fcr: interrupted; nothing was written."]
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_quick_demo(tmp_path) -> None:
+    out = tmp_path / "demo"
+    result = run("demo", "--quick", "--quiet", "--out", out)
+    assert result.exit_code == 0, result.output
+    paths = result.stdout.split()
+    assert str(out / "report.html") in paths
+    assert all(os.path.getsize(path) for path in paths)
+    assert set(anndata.read_h5ad(out / "latents.h5ad").obsm) == {
+        "X_fcr_z_x", "X_fcr_z_t", "X_fcr_z_tx",
+    }  # fmt: skip
+    treated = anndata.read_h5ad(out / "counterfactuals.h5ad")
+    assert set(treated.obs["condition"]) == {"stim"}
+    assert set(treated.layers) == {"sd", "q05", "q95"}
+    assert treated.n_obs == (pf.datasets.kang().obs["condition"] == "ctrl").sum()
+    assert "FCR" in set(pd.read_csv(out / "evaluation.csv")["method"])
+    assert pf.load(out).design.n_genes == 2000

@@ -126,8 +126,8 @@ def test_evaluate_takes_the_runs_own_split(fitted, data, tmp_path) -> None:
 
 def test_evaluate_takes_another_split(fitted, data, tmp_path) -> None:
     out = tmp_path / "table.csv"
-    result = run("evaluate", fitted, data, "--hold-out", "drug=B", "--hold-out", "type=v", "--hold-out", "type=w",
-                 "--draws", 2, "--by-condition", "--out", out)  # fmt: skip
+    held_out = ["--hold-out", "drug=B", "--hold-out", "type=v", "--hold-out", "type=w"]
+    result = run("evaluate", fitted, data, *held_out, "--draws", 2, "--by-condition", "--out", out)
     assert result.exit_code == 0, result.output
     assert len(pd.read_csv(out)[["treatment", "covariate"]].drop_duplicates()) == 2
 

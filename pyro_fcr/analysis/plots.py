@@ -34,6 +34,7 @@ __all__ = [
     "latents",
     "leakage",
     "overview",
+    "plain",
     "principal_axes",
 ]
 
@@ -156,7 +157,9 @@ def latents(
             values = np.asarray(color, dtype=float)[shuffled]
             drawn = ax.scatter(x, y, c=values, cmap="cividis", **dots)
             if legend and ax.figure is not None:
-                ax.figure.colorbar(drawn, ax=ax, label=getattr(color, "name", None) or "")
+                ax.figure.colorbar(
+                    drawn, ax=ax, label=plain(str(getattr(color, "name", "") or ""))
+                )
         else:
             labels = np.asarray(color).astype(str)
             colours = _colours(labels, order)
@@ -237,7 +240,8 @@ def history(table: pd.DataFrame) -> NDArray[np.object_]:
         for ax, (title, (unit, columns)) in zip(axes, panels.items(), strict=False):
             for i, (label, column) in enumerate(columns.items()):
                 colour = PALETTE[i % len(PALETTE)]
-                ax.plot(table.index, table[column], color=colour, lw=1.2, label=label)
+                dot = "o" if len(table) == 1 else None
+                ax.plot(table.index, table[column], color=colour, lw=1.2, label=label, marker=dot)
                 held_out = f"valid.{column}"
                 if held_out in table:
                     values = table[held_out].dropna()
@@ -294,6 +298,7 @@ def interaction(table: pd.DataFrame, *, title: str | None = None, ax: Axes | Non
     ----------
     table
         Treatments in rows, covariates in columns: the size of the interaction contrast of z_tx.
+        More than ten columns are drawn as rows where that is narrower.
     title
         What to write above.
     ax
@@ -303,9 +308,11 @@ def interaction(table: pd.DataFrame, *, title: str | None = None, ax: Axes | Non
     -------
     matplotlib.axes.Axes
     """
+    if table.shape[1] > max(10, table.shape[0]):
+        table = table.T
     values = table.to_numpy(dtype=float)
     words = np.full(values.shape, "", dtype=object)
-    if values.size <= 60:
+    if values.shape[1] <= 12:
         words[:] = [[f"{v:.1f}" if np.isfinite(v) else "–" for v in row] for row in values]
     with house_style():
         longest = max((len(_short(str(c))) for c in table.columns), default=0)
@@ -446,7 +453,7 @@ def _name_points(
             taken.append((x[g], y[g]))
             left = x[g] > span[0] + 0.75 * (span[1] - span[0])
             ax.annotate(
-                _plain(str(genes[g])),
+                plain(str(genes[g])),
                 (x[g], y[g]),
                 xytext=(-4 if left else 4, 0),
                 textcoords="offset points",
@@ -538,17 +545,19 @@ def _dot(colour: str, label: str) -> Line2D:
     return Line2D([], [], ls="", marker="o", ms=5, color=colour, label=label)
 
 
-def _plain(text: str) -> str:
-    # A dollar sign in a name must not start a formula.
-    return text.replace("$", r"\$")
+def plain(text: str) -> str:
+    """Return a name as matplotlib draws it letter by letter."""
+    # A dollar sign must not start a formula, nor an underscore hide a name from the legend.
+    hidden = "\u200a" if text.startswith("_") else ""
+    return hidden + text.replace("$", r"\$")
 
 
 def _short(text: str, longest: int = 26) -> str:
-    return _plain(text if len(text) <= longest else text[: longest - 1] + "…")
+    return plain(text if len(text) <= longest else text[: longest - 1] + "…")
 
 
 def _wrapped(text: str, width: int) -> str:
-    return _plain("\n".join(textwrap.wrap(text, width)) or text)
+    return plain("\n".join(textwrap.wrap(text, width)) or text)
 
 
 def _symbol(block: str) -> str:
@@ -557,7 +566,7 @@ def _symbol(block: str) -> str:
 
 
 def _spoken(term: str) -> str:
-    return term.replace("_vs_", ", ").replace("_head", " head")
+    return plain(term).replace("_vs_", ", ").replace("_head", " head")
 
 
 def _method(name: str) -> str:

@@ -268,6 +268,13 @@ def _describe_run(
     if split is not None:
         facts["Split hash"] = split.hash
     facts |= {str(name): value for name, value in run.items()}
+    held_out = (
+        "nothing held out" if split is None else f"{split.counts()['test']:,} cells held out"
+    )
+    page.words["summary"] = (
+        f"{int(design.conditions['n_cells'].sum()):,} cells, {design.n_genes:,} genes, "
+        f"{len(design.conditions)} conditions, {held_out}."
+    )
     page.tables["run"] = {"rows": [(k, str(v)) for k, v in facts.items()]}
     conditions = design.conditions.sort_values("n_cells", ascending=False)
     page.tables["conditions"] = _rows(conditions, most=24)
@@ -363,10 +370,29 @@ def _show_predictions(
             for name, row in zip(table.index, table.to_numpy(), strict=True)
         ],
     }
+    page.words["verdict_on_predictions"] = _compared(table)
     page.words["conditions"] = f"{len(conditions)} held-out condition" + "s" * (
         len(conditions) > 1
     )
     _show_scatter(page, model, cells, split, conditions, seed)
+
+
+def _compared(table: pd.DataFrame, metric: str = "pearson_change_top100") -> str:
+    """Say in words how the model, which is the first row, stands to the baselines."""
+    scores = table[metric]
+    rivals = scores[[not str(n).startswith("reconstruction") for n in scores.index]].iloc[1:]
+    rivals = rivals.dropna()
+    if not len(rivals) or not np.isfinite(scores.iloc[0]):
+        return ""
+    best = str(rivals.idxmax())
+    said = (
+        f"On the Pearson correlation of the change over the top 100 DE genes the model scores "
+        f"{scores.iloc[0]:.3f}; the best baseline, {best}, scores {rivals.max():.3f}"
+    )
+    if "additive" in rivals and best != "additive":
+        said += f", and the additive one {rivals['additive']:.3f}"
+    verdict = "is ahead of" if scores.iloc[0] > rivals.max() else "does not beat"
+    return f"{said}: here the model {verdict} the best of them."
 
 
 def _show_scatter(
@@ -403,7 +429,7 @@ def _show_scatter(
         observed - start,
         genes=design.genes,
         highlight=top_de_genes(truth.counts, control.counts, 100),
-        title=f"{t} in {x}" + ("" if seen else ", never seen in training"),
+        title=plots.plain(f"{t} in {x}") + ("" if seen else ", never seen in training"),
         quantity="change (log CP10k)",
     )
     page.draw("scatter", axes, f"Predicted against observed change of every gene, {t} in {x}.")
@@ -546,7 +572,9 @@ def _versions(names: Sequence[str] = ("pyro-fcr", "pyro-ppl", "torch")) -> dict[
 
 def _data_uri(figure: Figure) -> str:
     drawn = io.BytesIO()
-    with plots.house_style():
+    with plots.house_style(), warnings.catch_warnings():
+        # A script that the font lacks is drawn as boxes; the tables have the names.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         # Without a date the same model gives the same page.
         figure.savefig(drawn, format="svg", metadata={"Date": None}, transparent=True)
     return "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode("ascii")

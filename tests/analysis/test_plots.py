@@ -149,3 +149,16 @@ def test_settings_are_restored_and_pyplot_is_left_alone(draw) -> None:
 
 def _pyplot() -> bool:
     return "matplotlib.pyplot" in sys.modules
+
+
+def test_names_are_drawn_letter_by_letter() -> None:
+    labels = np.array(["$a", "_b", "c$x$"] * 20)
+    ax = plots.latents(frame(), labels)
+    ax.figure.canvas.draw()
+    assert len(ax.get_legend().get_texts()) == 3
+
+
+def test_many_covariates_are_drawn_as_rows() -> None:
+    table = pd.DataFrame([np.arange(30.0)], index=["drug"], columns=[f"c{i}" for i in range(30)])
+    ax = plots.interaction(table)
+    assert ax.images[0].get_array().shape == (30, 1)

@@ -15,7 +15,7 @@ from pyro_fcr.analysis.conditions import condition_cells
 from pyro_fcr.analysis.leakage import block_leakage
 from pyro_fcr.assembly import Declaration, Recipe, assemble
 from pyro_fcr.data import Cells, Design, MemorySource, Schema, Split
-from pyro_fcr.errors import DesignError, LoadError, sentence
+from pyro_fcr.errors import DesignError, FCRError, LoadError, sentence
 from pyro_fcr.fitted import CHUNK, Fitted
 from pyro_fcr.infer import Plan, Settled, Trainer, align, resolve_device
 from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, resolve
@@ -301,7 +301,7 @@ class Estimator(Fitted):
         path
             The folder; made if it does not exist.
         """
-        folder = Path(path)
+        folder, history = Path(path), self._fitted()
         folder.mkdir(parents=True, exist_ok=True)
         recipe = self._recipe
         described = {
@@ -319,7 +319,7 @@ class Estimator(Fitted):
             "batch_in_decoder": recipe.batch_in_decoder,
         }
         write_tensors(folder / "weights.safetensors", self._objective.state_dict(), {})
-        self._fitted().to_csv(folder / "history.csv")
+        history.to_csv(folder / "history.csv")
         io.write_json(folder / "model.json", described)
         return folder
 
@@ -406,8 +406,12 @@ def load(
         made = known[saved["system"]]._from_saved(saved, recipe)
         weights, _ = read_tensors(folder / "weights.safetensors")
         made._objective.load_state_dict(weights)
-        made._history = pd.read_csv(folder / "history.csv", index_col=0)
-    except (KeyError, TypeError, OSError, RuntimeError, AttributeError) as error:
+        made._history = pd.read_csv(
+            folder / "history.csv", index_col=0, float_precision="round_trip"
+        )
+    except FCRError:
+        raise
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError, AttributeError) as error:
         raise LoadError(
             sentence(
                 "the model's files do not fit together",

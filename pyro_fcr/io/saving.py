@@ -7,6 +7,7 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pyro.infer import autoguide
 
 import pyro_fcr.guides
@@ -59,6 +60,8 @@ def describe(value: Any) -> Any:
         return {"autoguide": value.__name__}
     if isinstance(value, tuple | list):
         return [describe(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return {"user": type(value).__name__}
@@ -126,8 +129,15 @@ def rebuild(description: Any, given: Any, *, slot: str) -> Any:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON to a file, all of it or none."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=_plain)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
 
 
 def read_json(path: Path) -> dict[str, Any]:

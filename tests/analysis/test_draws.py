@@ -1,0 +1,138 @@
+"""Abduction, action, prediction: what is kept, what is drawn anew, and from where."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from tiny import fit, tiny_adata, tiny_fcr
+
+from pyro_fcr.analysis.draws import draw_observation, draw_sites, moments, seeded
+from pyro_fcr.analysis.expression import _quantiles
+
+
+@pytest.fixture(scope="module")
+def fcr():
+    made = tiny_fcr(tiny_adata())
+    fit(made, max_epochs=20)
+    # Far apart, so that a prior's draw cannot be taken for the posterior's.
+    with torch.no_grad():
+        made.model.priors["z_t"].table.treatment.add_(torch.tensor([[3.0, -3, 0, 0]]) / 5)
+    return made
+
+
+class Spy:
+    """A model that records what it was asked to decode."""
+
+    def __init__(self, model):
+        self.model, self.seen = model, []
+
+    def __call__(self, batch):
+        trace = poutine.trace(self.model).get_trace(batch)
+        self.seen.append({n: trace.nodes[n]["value"].clone() for n in ("z_x", "z_t", "z_tx")})
+        return trace.nodes["_RETURN"]["value"]
+
+
+def latents_under(fcr, factual, do, draws=300, redraw=None):
+    intervened = fcr.design.do(factual, do)
+    spy = Spy(fcr.model)
+    redraw = fcr.descendants(do) if redraw is None else redraw
+    with seeded(0), torch.no_grad():
+        for _ in draw_observation(
+            spy, fcr.guide, factual.batch(), intervened.batch(), redraw=redraw, draws=draws
+        ):
+            pass
+    return {k: torch.stack([s[k] for s in spy.seen]) for k in ("z_x", "z_t", "z_tx")}, intervened
+
+
+@pytest.fixture(scope="module")
+def treated(fcr):
+    return fcr.cells.subset(np.flatnonzero(fcr.cells.treatment_id == 2)[:8])
+
+
+@pytest.mark.parametrize("do", [{"treatment": "A"}, {"treatment": "ctrl"}, {"treatment": "A+B"}])
+def test_zx_is_kept_and_the_rest_drawn_from_the_prior_under_do(fcr, treated, do):
+    n = 300
+    z, intervened = latents_under(fcr, treated, do, n)
+    batch = intervened.batch()
+    with torch.no_grad():
+        posterior = moments(fcr.guide, treated.batch())
+        prior = {k: fcr.model.priors[k](batch) for k in ("z_t", "z_tx")}
+    mean, sd = posterior["z_x"]
+    assert ((z["z_x"].mean(0) - mean).abs() < 5 * sd / n**0.5).all()
+    for name, p in prior.items():
+        spread = p.variance.sqrt()
+        assert ((z[name].mean(0) - p.mean).abs() < 5 * spread / n**0.5).all()
+        torch.testing.assert_close(z[name].std(0), spread, rtol=0.25, atol=0)
+    # And the posterior would have told them apart.
+    assert ((posterior["z_t"][0] - prior["z_t"].mean).abs() > 5 * posterior["z_t"][1] / 17).any()
+
+
+def test_the_kept_draw_is_the_guides_own(fcr, treated):
+    # Draw by draw, not only on average: the same seed gives the guide's draws of z_x.
+    spy = Spy(fcr.model)
+    intervened = fcr.design.do(treated, {"treatment": "A"})
+    with seeded(5), torch.no_grad():
+        next(iter(draw_observation(spy, fcr.guide, treated.batch(), intervened.batch(),
+                                   redraw=["z_t", "z_tx"], draws=1)))  # fmt: skip
+    with seeded(5), torch.no_grad():
+        own = next(iter(draw_sites(fcr.guide, treated.batch(), 1)))
+    assert torch.equal(spy.seen[0]["z_x"], own["z_x"])
+    assert not torch.equal(spy.seen[0]["z_t"], own["z_t"])
+
+
+def test_replaying_all_latents_would_change_nothing(fcr, treated):
+    """The classic mistake: an intervention on a model whose latents are all replayed."""
+
+    def means(do, redraw):
+        intervened = fcr.design.do(treated, do)
+        with seeded(1):
+            made = draw_observation(fcr.model, fcr.guide, treated.batch(), intervened.batch(),
+                                    redraw=redraw, draws=30)  # fmt: skip
+            return torch.stack([m.mean for m in made]).mean(0)
+
+    a, ctrl = {"treatment": "A"}, {"treatment": "ctrl"}
+    torch.testing.assert_close(means(a, []), means(ctrl, []))
+    both = ["z_t", "z_tx"]
+    assert not torch.allclose(means(a, both), means(ctrl, both), rtol=0.05)
+
+
+def test_a_covariates_do_keeps_zt(fcr, treated):
+    z, intervened = latents_under(fcr, treated, {"type": "u"})
+    with torch.no_grad():
+        mean, sd = moments(fcr.guide, treated.batch())["z_t"]
+        p = fcr.model.priors["z_x"](intervened.batch())
+    assert ((z["z_t"].mean(0) - mean).abs() < 5 * sd / 300**0.5).all()
+    assert ((z["z_x"].mean(0) - p.mean).abs() < 5 * p.variance.sqrt() / 300**0.5).all()
+
+
+def test_a_seed_leaves_no_trace_even_after_an_error():
+    before = torch.get_rng_state()
+    with seeded(3):
+        first = torch.rand(3)
+    with pytest.raises(RuntimeError, match="x"), seeded(3):
+        assert torch.equal(first, torch.rand(3))
+        raise RuntimeError("x")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_moments_skip_globals():
+    def guide(batch):
+        pyro.sample("shared", dist.Normal(0.0, 1.0))
+        with pyro.plate("cells", 3):
+            pyro.sample("z", dist.Normal(torch.ones(3, 2), 2.0).to_event(1))
+
+    found = moments(guide, None)
+    assert set(found) == {"z"}
+    assert (found["z"][0] == 1).all()
+    assert (found["z"][1] == 2).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 50])
+def test_quantiles_are_numpys(n):
+    values = torch.randn(n, 3, 4)
+    low, high = _quantiles(values, (0.05, 0.95))
+    expected = np.quantile(values.numpy(), [0.05, 0.95], axis=0)
+    np.testing.assert_allclose(low, expected[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(high, expected[1], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,63 @@
+"""The check that a guide covers its model, on models of a few lines."""
+
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_fcr.errors import SlotError
+from pyro_fcr.guides import check_coverage
+
+
+def program(batch, *, shared=None, cells=None, auxiliary=()):
+    for name, size in (shared or {}).items():
+        infer = {"is_auxiliary": True} if name in auxiliary else {}
+        pyro.sample(name, dist.Normal(torch.zeros(size), 1.0).to_event(1), infer=infer)
+    with pyro.plate("cells", 10, subsample=torch.arange(2)):
+        for name, size in (cells or {}).items():
+            pyro.sample(name, dist.Normal(torch.zeros(2, size), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(torch.zeros(2), 1.0), obs=torch.zeros(2)) if shared else None
+
+
+MODEL = partial(program, shared={"w": 1}, cells={"a": 2, "b": 3})
+
+
+def guide(**sites):
+    return lambda batch: program(batch, **sites)
+
+
+def test_a_full_guide_passes_and_observed_sites_are_not_asked_for():
+    check_coverage(MODEL, MODEL, None)
+
+
+@pytest.mark.parametrize(
+    ("sites", "match"),
+    [
+        ({"cells": {"a": 2, "b": 3}}, r"misses the model's site 'w'.*AutoGuide"),
+        ({"shared": {"w": 1}, "cells": {"a": 2}}, r"misses the model's site 'b'.*cell plate"),
+        ({"shared": {"w": 1}, "cells": {"a": 2, "b": 4}},
+         r"site 'b' has another shape.*expected \(2, 3\), got \(2, 4\)"),
+        ({"shared": {"w": 1, "u": 1}, "cells": {"a": 2, "b": 3}},
+         r"samples 'u', which the model does not have.*is_auxiliary"),
+    ],
+)  # fmt: skip
+def test_each_gap_is_named(sites, match):
+    with pytest.raises(SlotError, match=match):
+        check_coverage(MODEL, guide(**sites), None)
+
+
+def test_auxiliary_sites_are_the_guides_own_affair():
+    sites = {"shared": {"w": 1, "u": 1}, "cells": {"a": 2, "b": 3}}
+    check_coverage(MODEL, guide(**sites, auxiliary=("u",)), None)
+
+
+def test_the_check_draws_no_gradients():
+    weight = torch.zeros(1, requires_grad=True)
+
+    def with_weight(batch):
+        pyro.sample("w", dist.Normal(weight, 1.0).to_event(1))
+
+    check_coverage(with_weight, with_weight, None)
+    assert weight.grad is None

@@ -155,7 +155,9 @@ _draws = click.option("--draws", type=click.IntRange(1), default=50, show_defaul
 _progress = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 
 
-@click.group(cls=_Polite, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Polite, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, "--version", prog_name="pyro-fcr")
 def main() -> None:
     r"""FCR: factorised causal representations of perturbed single cells.

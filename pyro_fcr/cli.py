@@ -752,8 +752,8 @@ def _data_hash(data: Path | None) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("pyro-fcr", "pyro-ppl", "torch", "anndata", "numpy", "scipy"):
+    found = {"python": platform.python_version(), "pyro-fcr": __version__}
+    for name in ("pyro-ppl", "torch", "anndata", "numpy", "scipy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

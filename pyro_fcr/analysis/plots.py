@@ -316,10 +316,11 @@ def interaction(table: pd.DataFrame, *, title: str | None = None, ax: Axes | Non
         words[:] = [[f"{v:.1f}" if np.isfinite(v) else "–" for v in row] for row in values]
     with house_style():
         longest = max((len(_short(str(c))) for c in table.columns), default=0)
-        height = max(0.3 * len(table), 0.45) + 0.075 * longest + 0.9
+        steep = longest * table.shape[1] > 45
+        height = max(0.3 * len(table), 0.45) + (0.075 * longest if steep else 0.2) + 0.9
         ax = _axes(ax, height=height)
         rows, columns = ([_short(str(v)) for v in a] for a in (table.index, table.columns))
-        _heat(ax, values, rows, columns, words, label="interaction\n(cell s.d.)", steep=True)
+        _heat(ax, values, rows, columns, words, label="interaction\n(cell s.d.)", steep=steep)
         ax.set_title(title or "")
     return ax
 

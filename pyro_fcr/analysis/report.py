@@ -371,9 +371,8 @@ def _show_predictions(
         ],
     }
     page.words["verdict_on_predictions"] = _compared(table)
-    page.words["conditions"] = f"{len(conditions)} held-out condition" + "s" * (
-        len(conditions) > 1
-    )
+    many = "s" * (len(conditions) > 1)
+    page.words["conditions"] = f"{len(conditions)} treated condition{many} with held-out cells"
     _show_scatter(page, model, cells, split, conditions, seed)
 
 

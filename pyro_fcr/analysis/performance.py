@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from pyro_fcr.errors import DesignError, sentence
+from pyro_fcr.errors import CategoryError, DesignError, sentence
 from pyro_fcr.evaluate import (
     BASELINES,
     energy_distance,
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     Expectation = Callable[[Cells, int], np.ndarray]
 
 __all__ = ["performance"]
+
+CEILING = "training cells of the condition (ceiling)"
+"""The mean of the condition's own training cells, where it has any: what sampling noise allows."""
+
+RECONSTRUCTION = "reconstruction (reads the test cells)"
 
 MIN_CELLS = 5
 """A condition with fewer test cells, or a covariate with fewer controls, is not scored."""
@@ -80,15 +86,17 @@ def performance(
         Columns ``r2``, ``r2_top100`` (of the mean profile, over all and over the top-100 DE
         genes), ``pearson_change``, ``pearson_change_top20``, ``pearson_change_top100``,
         ``energy_distance`` (on 50 principal components of the training cells; lower is better)
-        and ``conditions``. A reconstruction has read the test cells: it is an upper reference,
-        not a prediction.
+        and ``conditions``, the number of conditions scored: a baseline that needs conditions
+        training does not have leaves some out. A reconstruction has read the test cells: it is
+        an upper reference, not a prediction.
 
     Raises
     ------
     DesignError
         If no treated test condition has enough cells.
     """
-    seen = cells.subset(train)
+    known = (cells.treatment_id >= 0) & (cells.covariate_id >= 0)
+    seen = cells.subset(train & known)
     table = profiles(seen.counts, *_labels(seen))
     control = cells.design.treatment_levels[0]
     baselines = {key: cls().fit(table, control=control) for key, cls in BASELINES.items()}
@@ -99,11 +107,13 @@ def performance(
         expected = predict(condition.control, condition.group)
         reconstructed = reconstruct(condition.truth)
         predictions = {name: profile(expected)}
+        key = (condition.treatment, condition.covariate)
         for baseline in baselines.values():
-            predictions[baseline.name] = baseline.predict(
-                condition.treatment, condition.covariate
-            ).to_numpy()
-        predictions["reconstruction (reads the test cells)"] = profile(reconstructed)
+            with suppress(CategoryError):
+                predictions[baseline.name] = baseline.predict(*key).to_numpy()
+        if key in table.index:
+            predictions[CEILING] = table.loc[[key]].to_numpy()[0]
+        predictions[RECONSTRUCTION] = profile(reconstructed)
         de = top_de_genes(condition.truth.counts, _de_control(condition, cells, test).counts, 100)
         start = log_normalised(condition.control.counts)
         cloud = components.transform(condition.truth.counts)
@@ -140,8 +150,8 @@ def performance(
 
 
 def _conditions(cells: Cells, train: np.ndarray, test: np.ndarray) -> Iterator[_Condition]:
-    treatment, covariate = _labels(cells)
-    for x in sorted(set(covariate)):
+    _, covariate = _labels(cells)
+    for x in sorted(set(covariate[cells.covariate_id >= 0])):
         is_x = covariate == x
         is_control = is_x & (cells.treatment_id == 0)
         for controls in (is_control & train, is_control & test):

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from scipy.spatial.distance import cdist
-from sklearn.decomposition import PCA
 
 from pyro_fcr.errors import CountsError, DesignError, sentence
 
@@ -252,6 +251,9 @@ def principal_components(
     log_normalise
         log1p of counts per 10,000 first.
     """
+    # Imported here: scikit-learn changes environment variables when it is imported.
+    from sklearn.decomposition import PCA
+
     x = log_normalised(counts) if log_normalise else np.asarray(counts, float)
     n = min(n_components, *x.shape)
     # Randomised: an exact decomposition of 9,000 genes takes a minute, this takes a second.

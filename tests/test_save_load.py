@@ -158,7 +158,9 @@ def test_damaged_files(folder, name, damage):
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "other": b"\x00[1,"}[damage])
+        path.write_bytes(
+            {"empty": b"", "cut": whole[: len(whole) // 2], "other": b"\x00[1,"}[damage]
+        )
     if name == "history.csv" and damage in ("cut", "other"):
         return  # still a table of some kind; the weights are what counts
     with pytest.raises(LoadError):

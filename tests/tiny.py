@@ -1,4 +1,4 @@
-"""A tiny experiment: three treatments, three cell types, two batches, counts with known structure."""
+"""A tiny experiment: three treatments, three cell types, two lanes, structured counts."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ def tiny_adata(*, per_condition: int = 24, n_genes: int = 20, seed: int = 0, com
     by_pair = {(t, x): 0.5 * rng.normal(size=n_genes) for t in ("A", "B") for x in TYPES}
     log_rate = np.stack(
         [
-            by_type[x]
-            + sum(by_treatment[p] + by_pair[p, x] for p in t.split("+") if p != "ctrl")
+            by_type[x] + sum(by_treatment[p] + by_pair[p, x] for p in t.split("+") if p != "ctrl")
             for t, x in rows
         ]
     )

@@ -189,9 +189,7 @@ def test_moments_by_hand():
     pi = 1 / (1 + np.exp([1.0, -0.5]))
     mu, second = np.array([0.5, 3.0]), np.array([0.5 + 0.25 / 0.7 + 0.25, 3 + 9 / 20 + 9])
     np.testing.assert_allclose(zi.mean, (1 - pi) * mu, rtol=1e-6)
-    np.testing.assert_allclose(
-        zi.variance, (1 - pi) * second - ((1 - pi) * mu) ** 2, rtol=1e-5
-    )
+    np.testing.assert_allclose(zi.variance, (1 - pi) * second - ((1 - pi) * mu) ** 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("d", distributions(), ids=["nb", "zinb"])

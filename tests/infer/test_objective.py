@@ -93,7 +93,11 @@ class OneDim:
     """y ~ N(z, 1), z ~ N(0, 1), q = N(m, s): every number of the ELBO is known."""
 
     def __init__(self, m=0.5, s=0.25, mixture=False):
-        self.m, self.s, self.mixture = torch.tensor(m, requires_grad=True), torch.tensor(s), mixture
+        self.m, self.s, self.mixture = (
+            torch.tensor(m, requires_grad=True),
+            torch.tensor(s),
+            mixture,
+        )
 
     def model(self, batch):
         shared = pyro.sample("shared", dist.Normal(0.0, 1.0))

@@ -46,9 +46,7 @@ def test_settled_waits_for_every_quantity():
 
 def test_settled_on_a_slow_drift_of_one_block():
     settled = Settled(patience=3, tolerance=0.05)
-    assert not any(
-        settled.update({"kl.a": 4.0, "kl.b": 1.0 + 0.1 * i}) for i in range(10)
-    )
+    assert not any(settled.update({"kl.a": 4.0, "kl.b": 1.0 + 0.1 * i}) for i in range(10))
 
 
 def test_a_collapsed_block_counts_as_settled():

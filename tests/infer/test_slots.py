@@ -61,9 +61,13 @@ def test_wrong_priors(adata, make, match):
 
 def test_no_place_for_a_prior(adata):
     own = prior(lambda n: dist.Normal(torch.zeros(n, 2), 1.0).to_event(1))
-    with pytest.raises(SlotError, match=r"no place for the prior of 'z_q'.*\['z_x', 'z_t', 'z_tx'\]"):
+    with pytest.raises(
+        SlotError, match=r"no place for the prior of 'z_q'.*\['z_x', 'z_t', 'z_tx'\]"
+    ):
         tiny_fcr(adata, priors={"z_q": own})
-    with pytest.raises(SlotError, match=r"no place for the prior of 'z_t'.*got a Normal for 'z_t'"):
+    with pytest.raises(
+        SlotError, match=r"no place for the prior of 'z_t'.*got a Normal for 'z_t'"
+    ):
         tiny_fcr(adata, priors={"z_t": dist.Normal(0.0, 1.0)})
 
 
@@ -85,7 +89,10 @@ class Guide(pf.Guide):
     [
         ({"z_x": 3, "z_t": 2}, r"the guide misses the model's site 'z_tx' .*cell plate"),
         ({"z_x": 3, "z_t": 2, "z_tx": 2, "z_y": 1}, r"the guide samples 'z_y', which the model"),
-        ({"z_x": 4, "z_t": 2, "z_tx": 2}, r"site 'z_x' has another shape .*\(2, 3\), got \(2, 4\)"),
+        (
+            {"z_x": 4, "z_t": 2, "z_tx": 2},
+            r"site 'z_x' has another shape .*\(2, 3\), got \(2, 4\)",
+        ),
     ],
     ids=["missing", "extra", "shape"],
 )

@@ -82,16 +82,16 @@ def test_moments_of_the_genes_over_several_batches():
     cells = tiny_cells()
     likelihood = resolve("nb")
     whole = gene_statistics(likelihood, [cells.batch()])
-    parts = gene_statistics(likelihood, [cells.batch(slice(0, 100)), cells.batch(slice(100, None))])
+    parts = gene_statistics(
+        likelihood, [cells.batch(slice(0, 100)), cells.batch(slice(100, None))]
+    )
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     counts = cells.counts.toarray() if hasattr(cells.counts, "toarray") else cells.counts
     features = np.log1p(counts / cells.library[:, None] * 1e4)
     np.testing.assert_allclose(whole.mean, features.mean(0), rtol=1e-4)
     np.testing.assert_allclose(whole.scale, features.std(0).clip(0.1), rtol=1e-3)
-    np.testing.assert_allclose(
-        whole.rate, (counts / cells.library[:, None]).mean(0), rtol=1e-4
-    )
+    np.testing.assert_allclose(whole.rate, (counts / cells.library[:, None]).mean(0), rtol=1e-4)
 
 
 def test_a_gene_that_never_varies_keeps_a_scale(batch):

@@ -28,7 +28,9 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     assert torch.equal(read_tensors(path)[0]["a"], torch.ones(2))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not a file of tensors at all", b"\x80\x04pickle"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"not a file of tensors at all", b"\x80\x04pickle"]
+)
 def test_missing_or_damaged_files_are_named(tmp_path, content):
     path = tmp_path / "x.safetensors"
     if content is not None:

@@ -8,16 +8,18 @@ from tiny import labelled, tiny_cells
 from pyro_fcr.nn import Block
 from pyro_fcr.penalties import CovariateHead, TreatmentHead, match_controls
 
-BLOCKS = (Block("z_x", 2, frozenset()), Block("z_t", 2, frozenset()), Block("z_tx", 3, frozenset()))
+BLOCKS = (
+    Block("z_x", 2, frozenset()),
+    Block("z_t", 2, frozenset()),
+    Block("z_tx", 3, frozenset()),
+)
 
 
 def test_matches_are_controls_of_the_same_group():
     torch.manual_seed(0)
     for _ in range(30):
         n = 200
-        batch = labelled(
-            torch.randint(0, 4, (n,)).tolist(), torch.randint(-1, 5, (n,)).tolist()
-        )
+        batch = labelled(torch.randint(0, 4, (n,)).tolist(), torch.randint(-1, 5, (n,)).tolist())
         match = match_controls(batch)
         assert match.dtype == torch.int64
         assert match.shape == (n,)

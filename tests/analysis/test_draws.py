@@ -111,9 +111,16 @@ def test_a_seed_leaves_no_trace_even_after_an_error():
     before = torch.get_rng_state()
     with seeded(3):
         first = torch.rand(3)
-    with pytest.raises(RuntimeError, match="x"), seeded(3):
-        assert torch.equal(first, torch.rand(3))
-        raise RuntimeError("x")
+    drawn = []
+
+    def broken():
+        with seeded(3):
+            drawn.append(torch.rand(3))
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        broken()
+    assert torch.equal(first, drawn[0])
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -28,7 +28,9 @@ def parser(description: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     made.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
-    made.add_argument("--out", type=Path, default=None, help="CSV; default benchmarks/results/NAME")
+    made.add_argument(
+        "--out", type=Path, default=None, help="CSV; default benchmarks/results/NAME"
+    )
     return made
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from _common import table
 
 import pyro_fcr as pf
-from _common import table
 from pyro_fcr.data import MemorySource
 from pyro_fcr.infer import Plan, Trainer
 
@@ -42,9 +42,7 @@ def check() -> dict[str, float]:
         # The draws differ between the devices; terms that need none must agree.
         terms = objective(batch.to(device))
         found[device] = {k: float(v) for k, v in terms.sites.items() if k != "counts"}
-    worst = max(
-        abs(found["cuda"][k] - v) / max(abs(v), 1e-3) for k, v in found["cpu"].items()
-    )
+    worst = max(abs(found["cuda"][k] - v) / max(abs(v), 1e-3) for k, v in found["cpu"].items())
     start = model.fit(max_epochs=3, device="cuda", progress=False)
     on_cpu = model.fit(max_epochs=3, device="cpu", progress=False)
     last = abs(start["loss"].iloc[-1] / on_cpu["loss"].iloc[-1] - 1)

@@ -14,9 +14,9 @@ import time
 from typing import Any
 
 import pandas as pd
+from _common import RESULTS, parser, run, table
 
 import pyro_fcr as pf
-from _common import RESULTS, parser, run, table
 from pyro_fcr import evaluate
 
 BLOCKS = ("z_x", "z_t", "z_tx")

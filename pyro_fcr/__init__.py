@@ -2,7 +2,7 @@
 
 from pyro_fcr import datasets, evaluate, guides, likelihoods, penalties, priors, simulate
 from pyro_fcr.analysis.posterior import to_arviz
-from pyro_fcr.data import Design, Schema, Split, splits
+from pyro_fcr.data import Design, Schema, Split, splits, top_genes
 from pyro_fcr.estimator import load
 from pyro_fcr.guides import Guide
 from pyro_fcr.likelihoods import Likelihood
@@ -31,4 +31,5 @@ __all__ = [
     "simulate",
     "splits",
     "to_arviz",
+    "top_genes",
 ]

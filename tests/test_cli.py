@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from tiny import tiny_adata
 
 import pyro_fcr as pf
-from pyro_fcr.cli import main, top_genes
+from pyro_fcr import top_genes
+from pyro_fcr.cli import main
 
 COLUMNS = ["--treatment", "drug", "--control", "ctrl", "--covariate", "type"]
 SMALL = ["--max-epochs", "2", "--batch-size", "64", "--quiet", "--device", "cpu"]

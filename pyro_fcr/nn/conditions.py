@@ -28,7 +28,8 @@ class ConditionTable(nn.Module):
     with :math:`t` the dose-weighted multi-hot row, so that combinations of treatments add and
     the control (:math:`t = 0`) has neither main effect nor interaction. Interactions start at
     zero: a combination of treatment and covariate that was never seen falls back on its main
-    effects. With several covariates, :math:`a_x` holds each covariate's effect and one per
+    effects. Beside covariates, treatments' main effects start at zero too, so that what a
+    treatment does to every kind of cell finds its place in a block that reads treatments alone. With several covariates, :math:`a_x` holds each covariate's effect and one per
     joint combination, which for an unseen combination is zero as well.
 
     Parameters
@@ -55,7 +56,8 @@ class ConditionTable(nn.Module):
             table[sum(self.n_levels) :] = 0
             self.covariates = nn.Parameter(table)
         if "treatment" in self.parents:
-            self.treatment = nn.Parameter(torch.randn(design.n_treatments, size) * start)
+            table = torch.randn(design.n_treatments, size) * start
+            self.treatment = nn.Parameter(table * ("covariates" not in self.parents))
         if "batch" in self.parents:
             self.batch = nn.Parameter(torch.randn(self.n_batches, size) * start)
         if {"treatment", "covariates"} <= self.parents:

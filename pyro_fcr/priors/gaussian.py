@@ -49,7 +49,8 @@ class Gaussian(Prior):
 
     def bind(self, block: Block, design: Design) -> None:
         """Make the tables of means and log-scales."""
-        start = torch.cat([torch.full((block.size,), 0.5), torch.full((block.size,), 0.05)])
+        spread = 0.5 if len(block.parents) == 1 else 0.3
+        start = torch.cat([torch.full((block.size,), spread), torch.full((block.size,), 0.05)])
         self.table = ConditionTable(design, block.parents, start)
 
     def forward(self, batch: Batch) -> dist.TorchDistribution:

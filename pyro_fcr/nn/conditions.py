@@ -29,8 +29,9 @@ class ConditionTable(nn.Module):
     the control (:math:`t = 0`) has neither main effect nor interaction. Interactions start at
     zero: a combination of treatment and covariate that was never seen falls back on its main
     effects. Beside covariates, treatments' main effects start at zero too, so that what a
-    treatment does to every kind of cell finds its place in a block that reads treatments alone. With several covariates, :math:`a_x` holds each covariate's effect and one per
-    joint combination, which for an unseen combination is zero as well.
+    treatment does to every kind of cell finds its place in a block that reads treatments alone.
+    With several covariates, :math:`a_x` holds each covariate's effect and one per joint
+    combination, which for an unseen combination is zero as well.
 
     Parameters
     ----------

@@ -12,19 +12,29 @@ from pyro_fcr.model import OBSERVATION
 from pyro_fcr.nn import in_cell_plate, latent_sites
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
     from pyro_fcr.data import Batch
     from pyro_fcr.model import LatentModel
 
-__all__ = ["cell_sites", "draw_observation", "draw_sites", "moments", "seeded"]
+__all__ = ["cell_sites", "draw_globals", "draw_observation", "draw_sites", "moments", "seeded"]
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Make draws inside the context depend on ``seed`` alone and leave no trace outside."""
+def seeded(seed: int, part: int = 0) -> Iterator[None]:
+    """Make draws inside the context depend on the arguments alone and leave no trace outside.
+
+    Parameters
+    ----------
+    seed
+        The user's seed.
+    part
+        Which part of the work this is, so that parts do not repeat one another's noise.
+    """
+    # Far apart, so that neighbouring seeds never meet in some part of one another's work.
+    seed = (seed * 1_000_003 + part) % 2**63
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -62,13 +72,47 @@ def cell_sites(guide: Callable[[Batch], Any], batch: Batch) -> list[str]:
 
 
 @torch.no_grad()
-def draw_sites(
+def draw_globals(
     guide: Callable[[Batch], Any], batch: Batch, draws: int
+) -> list[dict[str, Tensor]]:
+    """Return draws of the sites outside the cell plate, for all chunks of cells to share.
+
+    Parameters
+    ----------
+    guide
+        Called with the batch.
+    batch
+        Any cells; a guide without globals is not run more than once.
+    draws
+        Number of draws.
+    """
+    trace = poutine.trace(guide).get_trace(batch)
+    names = [name for name, site in latent_sites(trace).items() if not in_cell_plate(site)]
+    if not names:
+        return [{} for _ in range(draws)]
+    drawn = (latent_sites(poutine.trace(guide).get_trace(batch)) for _ in range(draws))
+    return [{name: sites[name]["value"] for name in names} for sites in drawn]
+
+
+@torch.no_grad()
+def draw_sites(
+    guide: Callable[[Batch], Any], batch: Batch, shared: Sequence[Mapping[str, Tensor]]
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield one draw of all latent sites at a time, by site name."""
-    for _ in range(draws):
-        trace = poutine.trace(guide).get_trace(batch)
-        yield {name: site["value"] for name, site in latent_sites(trace).items()}
+    """Yield one draw of all latent sites at a time, by site name.
+
+    Parameters
+    ----------
+    guide
+        Called with the batch.
+    batch
+        B cells.
+    shared
+        The globals of each draw, from :func:`draw_globals`.
+    """
+    for values in shared:
+        trace = poutine.trace(poutine.condition(guide, data=dict(values))).get_trace(batch)
+        local = {name: site["value"] for name, site in latent_sites(trace).items()}
+        yield {**values, **local}
 
 
 @torch.no_grad()
@@ -79,7 +123,7 @@ def draw_observation(
     intervened: Batch,
     *,
     redraw: Collection[str],
-    draws: int,
+    shared: Sequence[Mapping[str, Tensor]],
 ) -> Iterator[Any]:
     """Yield the distribution of the cells' counts under an intervention, one draw at a time.
 
@@ -97,15 +141,15 @@ def draw_observation(
         The same cells with the labels that were set.
     redraw
         Names of the blocks that descend from what was set; empty for a reconstruction.
-    draws
-        Number of posterior draws.
+    shared
+        The globals of each draw, from :func:`draw_globals`.
 
     Yields
     ------
     TorchDistribution
         Batch shape (B,), event shape (G,).
     """
-    for sites in draw_sites(guide, factual, draws):
+    for sites in draw_sites(guide, factual, shared):
         kept = {name: value for name, value in sites.items() if name not in redraw}
         trace = poutine.trace(poutine.condition(model, data=kept)).get_trace(intervened)
         yield trace.nodes[OBSERVATION]["fn"]

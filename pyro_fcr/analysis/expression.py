@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pyro_fcr.analysis.draws import draw_observation, seeded
+from pyro_fcr.analysis.draws import draw_globals, draw_observation, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -69,12 +69,13 @@ def expected_counts(
     n, genes = len(factual), factual.design.n_genes
     out = Expression(*(np.empty((n, genes), np.float32) for _ in range(4)))
     size = max(1, min(512, DRAWN_VALUES // max(1, draws * genes)))
+    shared = _shared(guide, factual, draws, seed, device)
     for start in range(0, n, size):
         rows = slice(start, start + size)
         before, after = factual.batch(rows).to(device), intervened.batch(rows).to(device)
-        with seeded(seed):
+        with seeded(seed, start + 1):
             observations = draw_observation(
-                model, guide, before, after, redraw=redraw, draws=draws
+                model, guide, before, after, redraw=redraw, shared=shared
             )
             means = np.stack([observation.mean.cpu().numpy() for observation in observations])
         out.mean[rows] = means.mean(0)
@@ -96,16 +97,24 @@ def sampled_counts(
 ) -> np.ndarray:
     """Draw counts of cells; shape (draws, N, G), float32. Parameters as for expected counts."""
     out = np.empty((draws, len(factual), factual.design.n_genes), np.float32)
+    shared = _shared(guide, factual, draws, seed, device)
     for start in range(0, len(factual), 512):
         rows = slice(start, start + 512)
         before, after = factual.batch(rows).to(device), intervened.batch(rows).to(device)
-        with seeded(seed):
+        with seeded(seed, start + 1):
             observations = draw_observation(
-                model, guide, before, after, redraw=redraw, draws=draws
+                model, guide, before, after, redraw=redraw, shared=shared
             )
             for d, observation in enumerate(observations):
                 out[d, rows] = observation.sample().cpu().numpy()
     return out
+
+
+def _shared(
+    guide: Callable[[Batch], Any], cells: Cells, draws: int, seed: int, device: torch.device
+) -> list[dict[str, torch.Tensor]]:
+    with seeded(seed):
+        return draw_globals(guide, cells.batch(slice(0, 2)).to(device), draws)
 
 
 def _quantiles(values: np.ndarray, levels: tuple[float, ...]) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from pyro_fcr.analysis.draws import cell_sites, draw_sites, seeded
+from pyro_fcr.analysis.draws import cell_sites, draw_globals, draw_sites, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -59,12 +59,13 @@ def posterior_tree(
     """
     local: dict[str, list[np.ndarray]] = {}
     shared: dict[str, np.ndarray] = {}
-    for batch in batches:
-        # The same seed for every chunk, so that all cells see the same draws of the globals.
-        with seeded(seed):
+    for chunk, batch in enumerate(batches):
+        with seeded(seed, chunk):
+            if not chunk:
+                globals_ = draw_globals(guide, batch, draws)
             drawn = [
                 {name: value.cpu().numpy() for name, value in sites.items()}
-                for sites in draw_sites(guide, batch, draws)
+                for sites in draw_sites(guide, batch, globals_)
             ]
             names = cell_sites(guide, batch)
         for name in drawn[0]:

@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from tiny import fit, tiny_adata, tiny_fcr
 
+from pyro_fcr.analysis import expression
 from pyro_fcr.analysis.draws import draw_observation, draw_sites, moments, seeded
 from pyro_fcr.analysis.expression import _quantiles
 
@@ -40,7 +41,7 @@ def latents_under(fcr, factual, do, draws=300, redraw=None):
     redraw = fcr.descendants(do) if redraw is None else redraw
     with seeded(0), torch.no_grad():
         for _ in draw_observation(
-            spy, fcr.guide, factual.batch(), intervened.batch(), redraw=redraw, draws=draws
+            spy, fcr.guide, factual.batch(), intervened.batch(), redraw=redraw, shared=[{}] * draws
         ):
             pass
     return {k: torch.stack([s[k] for s in spy.seen]) for k in ("z_x", "z_t", "z_tx")}, intervened
@@ -75,9 +76,9 @@ def test_the_kept_draw_is_the_guides_own(fcr, treated):
     intervened = fcr.design.do(treated, {"treatment": "A"})
     with seeded(5), torch.no_grad():
         next(iter(draw_observation(spy, fcr.guide, treated.batch(), intervened.batch(),
-                                   redraw=["z_t", "z_tx"], draws=1)))  # fmt: skip
+                                   redraw=["z_t", "z_tx"], shared=[{}])))  # fmt: skip
     with seeded(5), torch.no_grad():
-        own = next(iter(draw_sites(fcr.guide, treated.batch(), 1)))
+        own = next(iter(draw_sites(fcr.guide, treated.batch(), [{}])))
     assert torch.equal(spy.seen[0]["z_x"], own["z_x"])
     assert not torch.equal(spy.seen[0]["z_t"], own["z_t"])
 
@@ -89,7 +90,7 @@ def test_replaying_all_latents_would_change_nothing(fcr, treated):
         intervened = fcr.design.do(treated, do)
         with seeded(1):
             made = draw_observation(fcr.model, fcr.guide, treated.batch(), intervened.batch(),
-                                    redraw=redraw, draws=30)  # fmt: skip
+                                    redraw=redraw, shared=[{}] * 30)  # fmt: skip
             return torch.stack([m.mean for m in made]).mean(0)
 
     a, ctrl = {"treatment": "A"}, {"treatment": "ctrl"}
@@ -143,3 +144,12 @@ def test_quantiles_are_numpys(n):
     expected = np.quantile(values.numpy(), [0.05, 0.95], axis=0)
     np.testing.assert_allclose(low, expected[0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(high, expected[1], rtol=1e-4, atol=1e-6)
+
+
+def test_cells_of_different_chunks_have_noise_of_their_own(fcr, monkeypatch):
+    one = fcr.cells.subset(np.repeat(np.flatnonzero(fcr.cells.treatment_id == 1)[:1], 8))
+    monkeypatch.setattr(expression, "DRAWN_VALUES", 4 * fcr.design.n_genes)  # two cells a chunk
+    found = expression.expected_counts(
+        fcr.model, fcr.guide, one, one, redraw=["z_t"], draws=2, seed=0, device=fcr.device
+    )
+    assert len(np.unique(found.mean[:, 0])) == 8

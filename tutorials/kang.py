@@ -63,11 +63,7 @@ print(split.describe())
 # picked with the help of the test cells would make the test easier than it is.
 
 # %%
-train = split.mask(adata, "train")
-log_ng = adata.X[train].toarray() if hasattr(adata.X, "toarray") else np.asarray(adata.X)[train]
-log_ng = np.log1p(1e4 * log_ng / log_ng.sum(axis=1, keepdims=True))
-chosen = np.sort(np.argsort(-log_ng.var(axis=0), kind="stable")[:2000])
-adata = adata[:, chosen].copy()
+adata = pf.top_genes(adata, 2000, split=split)
 adata.shape
 
 # %% [markdown]
@@ -131,9 +127,9 @@ z["z_t"].head(3)
 plots.overview(z, adata.obs, treatment="condition", covariate="cell_type")[0, 0].figure
 
 # %% [markdown]
-# Left: coloured by condition. Right: by cell type. In `z_x` the cell types part and the two
-# conditions lie on one another; in `z_t` it is the other way round. `z_tx` may hold both: it is
-# about how cell types differ in their answer.
+# Left: coloured by condition. Right: by cell type. In `z_x` the two conditions lie on one another
+# and cell types part; in `z_t` it is the other way round. `z_tx` may hold both: it is about how
+# cell types differ in their answer. Two axes show a part of each block only.
 #
 # ## What does `z_x` give away?
 #

@@ -245,6 +245,7 @@ class Estimator(Fitted):
             device=resolve_device(device),
             checkpoint=None if checkpoint is None else Path(checkpoint),
             checkpoint_every=max(1, epochs // 10),
+            names=train.names.tolist(),
         )
         try:
             trainer.fit(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,7 +32,7 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     if trainer.device.type == "cuda":
         tensors["rng_cuda"] = torch.cuda.get_rng_state(trainer.device)
     meta = {"epoch": trainer.epoch, "step": trainer.step_count, "history": trainer.rows,
-            "best_loss": best.loss, "refused": best.refused}  # fmt: skip
+            "best_loss": best.loss, "refused": best.refused, "run": _run(trainer)}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, tensors, meta)
 
@@ -42,9 +43,19 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
     Raises
     ------
     LoadError
-        If the checkpoint is missing, damaged, or of another model.
+        If the checkpoint is missing, damaged, of another model or of another run.
     """
     tensors, meta = read_tensors(path)
+    if changed := [k for k, v in _run(trainer).items() if meta["run"].get(k) != v]:
+        raise LoadError(
+            sentence(
+                f"the checkpoint is of another run: {', '.join(changed)} changed",
+                where=str(path),
+                expected=f"{ {k: meta['run'].get(k) for k in changed} }",
+                got=f"{ {k: _run(trainer)[k] for k in changed} }",
+                hint="resume with the arguments the run was started with, or without resume=True",
+            )
+        )
     weights = {k.removeprefix("objective."): v for k, v in tensors.items() if k.startswith("obj")}
     try:
         trainer.objective.load_state_dict(weights)
@@ -74,6 +85,10 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
     best.loss, best.refused = meta["best_loss"], meta["refused"]
     kept = [name for name in tensors if name.startswith("best.")]
     best.weights = {name.removeprefix("best."): tensors[name] for name in kept}
+
+
+def _run(trainer: Trainer) -> dict[str, Any]:
+    return {**asdict(trainer.plan), "seed": trainer.seed}
 
 
 def _optimisers(trainer: Trainer) -> dict[str, torch.optim.Optimizer]:

@@ -90,7 +90,13 @@ def joint_diagonaliser(covariance_cdd: Tensor, weight_c: Tensor) -> Tensor:
     whitener = torch.linalg.inv(torch.linalg.cholesky(pooled))
     white = whitener @ covariance @ whitener.T
     turn = torch.eye(d, dtype=torch.float64).requires_grad_(True)
-    search = torch.optim.LBFGS([turn], max_iter=300, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS(
+        [turn],
+        max_iter=500,
+        tolerance_grad=1e-10,
+        tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )
 
     def criterion() -> Tensor:
         search.zero_grad()

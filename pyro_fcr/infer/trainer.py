@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from pyro_fcr.errors import NonFiniteError, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from pyro_fcr.data import Batch, BatchSource
@@ -55,6 +55,8 @@ class Trainer:
         File prefix of checkpoints, written every ``checkpoint_every`` epochs; none if ``None``.
     checkpoint_every
         Epochs between checkpoints.
+    names
+        The training cells' names, to tell them in an error; by default their positions.
     """
 
     def __init__(
@@ -66,10 +68,12 @@ class Trainer:
         device: torch.device | None = None,
         checkpoint: Path | None = None,
         checkpoint_every: int = 10,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.objective, self.plan, self.seed = objective, plan, seed
         self.device = device or torch.device("cpu")
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
+        self.names = names
         objective.to(self.device)
         self.optimiser = torch.optim.AdamW(
             objective.encoder_parameters(),
@@ -263,7 +267,9 @@ class Trainer:
         bad = [name for name, value in terms.sites.items() if not torch.isfinite(value)]
         with torch.no_grad():
             cells = [
-                int(batch.index[i])
+                str(self.names[int(batch.index[i])])
+                if self.names is not None
+                else int(batch.index[i])
                 for i in range(len(batch))
                 if not torch.isfinite(self.objective(batch.rows(torch.tensor([i]))).loss)
             ]

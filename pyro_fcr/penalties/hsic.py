@@ -83,7 +83,9 @@ class ConditionalHSIC(Penalty):
         return linear + NONLINEAR_SHARE * gaussian
 
     def _criterion(self, values: Tensor, label: Tensor, stratum: Tensor) -> Tensor:
-        n_label, n_given = self._label.n_groups, self._given.n_groups
+        # One group more than training saw: where a cell of new data has a label it did not.
+        n_label, n_given = self._label.n_groups + 1, self._given.n_groups + 1
+        label, stratum = label % n_label, stratum % n_given
         whitened = _whiten(values, stratum * n_label + label, n_label * n_given)
         stratum_hot = F.one_hot(stratum, n_given).to(whitened.dtype)
         size = stratum_hot.sum(0).clamp_min(1.0)

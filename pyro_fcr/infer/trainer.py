@@ -266,13 +266,12 @@ class Trainer:
     def _explain(self, batch: Batch, terms: Terms) -> NonFiniteError:
         bad = [name for name, value in terms.sites.items() if not torch.isfinite(value)]
         with torch.no_grad():
-            cells = [
-                str(self.names[int(batch.index[i])])
-                if self.names is not None
-                else int(batch.index[i])
+            positions = [
+                int(batch.index[i])
                 for i in range(len(batch))
                 if not torch.isfinite(self.objective(batch.rows(torch.tensor([i]))).loss)
             ]
+        cells = [self.names[i] if self.names else i for i in positions]
         site = f"site {', '.join(bad)}" if bad else "its gradient"
         where = f"epoch {self.epoch + 1}, step {self.step_count + 1}"
         return NonFiniteError(

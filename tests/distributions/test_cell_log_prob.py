@@ -1,4 +1,4 @@
-"""The fused per-cell density against the plain one, and its gradient against finite differences."""
+"""The fused per-cell density against the plain one, and its gradient against differences."""
 
 import pytest
 import torch

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,6 +16,14 @@ from scipy import sparse
 from pyro_fcr.data import checks
 from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.schema import Schema
+from pyro_fcr.data.treatments import (
+    check_treatments,
+    read_treatments,
+    rounded,
+    split_label,
+    summed,
+    treatment_key,
+)
 from pyro_fcr.errors import (
     DesignError,
     DesignWarning,
@@ -31,10 +38,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["Design"]
+    from pyro_fcr.data.treatments import Key
 
-Key = tuple[tuple[str, float], ...]
-"""A treatment in canonical form: its parts in sorted order, each with its dose; () is control."""
+__all__ = ["Design"]
 
 FEW_CELLS = 5
 """A condition with fewer cells than this draws a warning."""
@@ -115,10 +121,10 @@ class Design:
         """
         names = checks.cell_names(adata)
         genes, columns = checks.gene_columns(adata)
-        keys, key_of_cell = _read_treatments(adata.obs, schema)
+        keys, key_of_cell = read_treatments(adata.obs, schema)
         parts = {part for key in keys for part, _ in key}
         if schema.treatment is not None:
-            _check_treatments(keys, schema, adata.obs)
+            check_treatments(keys, schema, adata.obs)
         # By label, then by dose.
         treated = sorted(
             (key for key in keys if key), key=lambda key: tuple(zip(*key, strict=True))
@@ -389,7 +395,7 @@ class Design:
             treatment_row = np.zeros(len(names), np.int64)
             treatment_id = np.full(len(names), -1)
         else:
-            keys, treatment_row = _read_treatments(obs, schema)
+            keys, treatment_row = read_treatments(obs, schema)
             self._check_parts(keys, where=f"obs[{schema.treatment!r}]")
             treatment_id = self._groups(keys)[treatment_row]
 
@@ -531,12 +537,12 @@ class Design:
         schema = self.schema
         where = "do"
         if treatment is not None:
-            parts = _parts(str(treatment), schema, where=where)
+            parts = split_label(str(treatment), schema, where=where)
             self._check_parts([tuple((part, 1.0) for part in parts if part is not None)], where)
             if dose is None:
                 key = self._usual(parts)
             else:
-                key = _key(parts, dose, schema, where=where, error=DesignError)
+                key = treatment_key(parts, dose, schema, where=where, error=DesignError)
             row = np.zeros(len(cells), np.int64)
             rows: list[Key] = [key]
         else:
@@ -557,7 +563,9 @@ class Design:
                 named = [part for part, _ in self._key_of(weights)]
                 keep = number in used and named
                 rows.append(
-                    _key(named, dose, schema, where=where, error=DesignError) if keep else ()
+                    treatment_key(named, dose, schema, where=where, error=DesignError)
+                    if keep
+                    else ()
                 )
         names = {name for name in (schema.treatment, schema.dose) if name is not None}
         return replace(
@@ -574,7 +582,7 @@ class Design:
         if not real:
             return ()
         if self.schema.dose is None:
-            return _summed([(part, 1.0) for part in real])
+            return summed([(part, 1.0) for part in real])
         distinct = sorted(set(real))
         seen = [key for key in self.treatment_keys if [part for part, _ in key] == distinct]
         if len(seen) == 1 and len(distinct) == len(real):
@@ -610,7 +618,7 @@ class Design:
         return self._label(key), key[0][1] if key else 0.0
 
     def _key_of(self, row: NDArray[np.float32]) -> Key:
-        return tuple((self.treatments[t], _rounded(float(row[t]))) for t in np.flatnonzero(row))
+        return tuple((self.treatments[t], rounded(float(row[t]))) for t in np.flatnonzero(row))
 
     def _label(self, key: Key) -> str:
         separator = self.schema.separator or "+"
@@ -722,163 +730,12 @@ class Design:
             ) from error
 
 
-# ---- reading treatments and doses ------------------------------------------------------------
-
-
 def _warn(message: str) -> None:
     warnings.warn(message, DesignWarning, stacklevel=4)
 
 
 def _total(block: Any, *, axis: int) -> NDArray[np.float64]:
     return np.asarray(block.sum(axis=axis, dtype=np.float64)).reshape(-1)
-
-
-def _rounded(dose: float) -> float:
-    # Six digits: a dose that went through float32 is still the same dose.
-    return float(f"{dose:.6g}")
-
-
-def _summed(pairs: Sequence[tuple[str, float]]) -> Key:
-    total: dict[str, float] = {}
-    for part, dose in pairs:
-        total[part] = total.get(part, 0.0) + dose
-    return tuple(sorted((part, _rounded(dose)) for part, dose in total.items()))
-
-
-def _parts(label: str, schema: Schema, *, where: str) -> list[str | None]:
-    """Split a label; a part that is the control is None."""
-    if label.strip() == schema.control:
-        return [None]
-    pieces = label.split(schema.separator) if schema.separator else [label]
-    pieces = [piece.strip() for piece in pieces]
-    if not all(pieces):
-        raise SchemaError(
-            sentence(
-                f"treatment {label!r} has an empty part",
-                where=where,
-                expected=f"names joined by {schema.separator!r}",
-                got=f"{len(pieces)} parts, {pieces.count('')} of them empty",
-                hint="choose a separator that no name contains, or Schema(separator=None)",
-            )
-        )
-    return [None if piece == schema.control else piece for piece in pieces]
-
-
-def _numbers(dose: Any, schema: Schema) -> list[float]:
-    """Read one dose or several; raises ValueError."""
-    if not isinstance(dose, str):
-        return [float(dose)]
-    try:
-        return [float(dose)]
-    except ValueError:
-        pieces = dose.split(schema.separator) if schema.separator else [dose]
-        return [float(piece) for piece in pieces]
-
-
-def _key(
-    parts: Sequence[str | None],
-    dose: Any,
-    schema: Schema,
-    *,
-    where: str,
-    error: type[SchemaError] | type[DesignError] = SchemaError,
-) -> Key:
-    real = [part for part in parts if part is not None]
-    if not real:
-        return ()
-    label = (schema.separator or "+").join(real)
-
-    def refuse(expected: str, hint: str) -> SchemaError | DesignError:
-        return error(
-            sentence(
-                f"unusable dose for treatment {label!r}",
-                where=where,
-                expected=expected,
-                got=repr(dose.item() if isinstance(dose, np.generic) else dose),
-                hint=hint,
-            )
-        )
-
-    if schema.dose is None:
-        raise refuse("no dose, for the schema names no dose column", "leave the dose out")
-    joined = f" joined by {schema.separator!r}" if len(real) > 1 else ""
-    expected = f"{len(real)} number{'s' if len(real) > 1 else ''}{joined}"
-    try:
-        numbers = _numbers(dose, schema)
-    except (TypeError, ValueError):
-        raise refuse(expected, "write the dose as plain numbers, without units") from None
-    if len(numbers) == len(parts):
-        pairs = zip(parts, numbers, strict=True)
-        kept = [(part, number) for part, number in pairs if part is not None]
-    elif len(numbers) == len(real):
-        kept = list(zip(real, numbers, strict=True))
-    else:
-        raise refuse(expected, "give every part its own dose")
-    for _, number in kept:
-        if not (math.isfinite(number) and _rounded(number) > 0):
-            raise refuse(
-                "positive finite numbers",
-                "use a linear scale, and the control's label for untreated cells",
-            )
-    return _summed(kept)
-
-
-def _read_treatments(obs: pd.DataFrame, schema: Schema) -> tuple[list[Key], NDArray[np.int64]]:
-    """Return the distinct treatments of ``obs`` and which of them each cell has."""
-    if schema.treatment is None:
-        return [()], np.zeros(len(obs), np.int64)
-    codes, levels = checks.labels(obs, schema.treatment, role="treatment")
-    where = f"obs[{schema.treatment!r}]"
-    parts = [_parts(level, schema, where=where) for level in levels]
-    if schema.dose is None:
-        raw = [_summed([(part, 1.0) for part in named if part is not None]) for named in parts]
-        pair_of_cell = codes
-    else:
-        doses = checks.column(obs, schema.dose, role="dose")
-        dose_codes, values = pd.factorize(doses, use_na_sentinel=True)
-        # Code -1, a missing dose, becomes the last one; only the control may have it.
-        values = [*values, None]
-        n_doses = len(values)
-        pairs, pair_of_cell = np.unique(
-            codes * n_doses + dose_codes % n_doses, return_inverse=True
-        )
-        raw = [
-            _key(
-                parts[pair // n_doses],
-                values[pair % n_doses],
-                schema,
-                where=f"obs[{schema.dose!r}]",
-            )
-            for pair in pairs.tolist()
-        ]
-    number_of: dict[Key, int] = {}
-    numbers = [number_of.setdefault(key, len(number_of)) for key in raw]
-    return list(number_of), np.asarray(numbers, dtype=np.int64)[pair_of_cell]
-
-
-def _check_treatments(keys: Sequence[Key], schema: Schema, obs: pd.DataFrame) -> None:
-    if () not in keys:
-        levels = checks.labels(obs, str(schema.treatment), role="treatment")[1]
-        hint = checks.nearest(str(schema.control), levels, "name the label of untreated cells")
-        raise SchemaError(
-            sentence(
-                f"no control cells labelled {schema.control!r}",
-                where=f"obs[{schema.treatment!r}]",
-                expected=f"one of {checks.first(levels, 12)}",
-                got=repr(schema.control),
-                hint=hint.rstrip("?"),
-            )
-        )
-    if len(keys) == 1:
-        raise DesignError(
-            sentence(
-                "the treatment is constant",
-                where=f"obs[{schema.treatment!r}]",
-                expected="control cells and treated ones",
-                got=f"{schema.control!r} in every cell",
-                hint="add treated cells, or leave treatment out of the schema",
-            )
-        )
 
 
 def _joint_levels(

@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_fcr.nn import in_cell_plate, latent_sites
+from pyro_fcr.nn import MLP, Decoder, ParallelMLP, in_cell_plate, latent_sites
 from pyro_fcr.penalties import Adversarial
 
 if TYPE_CHECKING:
@@ -219,6 +219,16 @@ class Objective(nn.Module):
         """Return what the ELBO step trains: all parameters but the critics'."""
         critic = {id(p) for part in self.critics.values() for p in part.parameters()}
         return [p for p in self.parameters() if id(p) not in critic]
+
+    def network_weights(self) -> list[nn.Parameter]:
+        """Return the weight matrices of encoders and decoder, which weight decay may shrink.
+
+        Priors' tables, globals' posteriors, biases and gene-wise parameters are none of them.
+        """
+        critic = {id(p) for p in self.critic_parameters()}
+        networks = [m for m in self.modules() if isinstance(m, MLP | Decoder | ParallelMLP)]
+        found = {id(p): p for m in networks for p in m.parameters() if p.ndim > 1}
+        return [p for key, p in found.items() if key not in critic]
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Return the critics' parameters."""

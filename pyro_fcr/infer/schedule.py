@@ -33,7 +33,7 @@ class Plan:
     clip
         Largest gradient norm, in nats per cell.
     weight_decay
-        Decoupled weight decay of the networks.
+        Decoupled weight decay of the networks' weight matrices.
     """
 
     steps: int

@@ -75,11 +75,16 @@ class Trainer:
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
         self.names = names
         objective.to(self.device)
+        weights = objective.network_weights()
+        decayed = {id(p) for p in weights}
+        others = [p for p in objective.encoder_parameters() if id(p) not in decayed]
         self.optimiser = torch.optim.AdamW(
-            objective.encoder_parameters(),
+            [
+                {"params": weights, "weight_decay": plan.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
             lr=plan.learning_rate,
             betas=(0.9, 0.99),
-            weight_decay=plan.weight_decay,
             foreach=True,
         )
         critic = objective.critic_parameters()

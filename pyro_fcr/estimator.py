@@ -233,15 +233,14 @@ class Estimator(Fitted):
         epoch = math.ceil(len(train) / batch_size)
         steps = default_steps(len(train)) if max_epochs is None else max_epochs * epoch
         epochs = max(1, math.ceil(steps / epoch))
+        decay = default_weight_decay(len(train)) if weight_decay is None else weight_decay
         plan = Plan(
             steps,
             learning_rate=learning_rate,
             kl_warmup=kl_warmup,
             penalty_warmup=penalty_warmup,
             align=align_at,
-            weight_decay=default_weight_decay(len(train))
-            if weight_decay is None
-            else weight_decay,
+            weight_decay=decay,
         )
         self.settings = {"seed": seed, "batch_size": batch_size, "steps": steps, **_told(plan)}
         self._objective.load_state_dict(self._fresh(train, seed=seed)[2].state_dict())
@@ -452,7 +451,5 @@ def _batches(cells: Cells) -> Iterator[Batch]:
 
 
 def _told(plan: Plan) -> dict[str, float]:
-    return {
-        k: getattr(plan, k)
-        for k in ("learning_rate", "kl_warmup", "penalty_warmup", "align", "weight_decay")
-    }
+    told = ("learning_rate", "kl_warmup", "penalty_warmup", "align", "weight_decay")
+    return {name: getattr(plan, name) for name in told}

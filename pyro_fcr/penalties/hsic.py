@@ -86,7 +86,7 @@ class ConditionalHSIC(Penalty):
         # One group more than training saw: where a cell of new data has a label it did not.
         n_label, n_given = self._label.n_groups + 1, self._given.n_groups + 1
         label, stratum = label % n_label, stratum % n_given
-        whitened = _whiten(values, stratum * n_label + label, n_label * n_given)
+        whitened, enough = _whiten(values, stratum * n_label + label, n_label * n_given)
         stratum_hot = F.one_hot(stratum, n_given).to(whitened.dtype)
         size = stratum_hot.sum(0).clamp_min(1.0)
         centred = whitened - ((stratum_hot.T @ whitened) / size[:, None])[stratum]
@@ -108,16 +108,20 @@ class ConditionalHSIC(Penalty):
         wide = torch.exp(distances / (-4.0 * centred.shape[1]))
         middle = wide.square()
         gaussian = (wide + middle + middle.square()) / 3.0
-        return torch.stack([(pairs * products).sum(), (pairs * gaussian).sum()])
+        return enough * torch.stack([(pairs * products).sum(), (pairs * gaussian).sum()])
 
 
-def _whiten(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
+def _whiten(values: Tensor, group: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
+    """Return values whitened by their covariance within groups, and whether it could be told."""
     hot = F.one_hot(group, n_groups).to(values.dtype)
-    mean = (hot.T @ values) / hot.sum(0).clamp_min(1.0)[:, None]
-    residual = values - mean[group]
-    scale = residual.square().mean(0).add(1e-12).sqrt()
-    residual = residual / scale
-    correlation = residual.T @ residual / len(residual)
+    size = hot.sum(0)
+    residual = values - ((hot.T @ values) / size.clamp_min(1.0)[:, None])[group]
+    # Each group's mean costs a degree of freedom: groups of one tell nothing of the spread.
+    freedom = len(values) - (size > 0).sum()
+    residual = residual / freedom.clamp_min(1).sqrt()
+    scale = residual.square().sum(0).add(1e-12).sqrt()
+    correlation = (residual / scale).T @ (residual / scale)
     eye = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
     factor, _ = torch.linalg.cholesky_ex((1 - RIDGE) * correlation + RIDGE * eye)
-    return torch.linalg.solve_triangular(factor, (values / scale).T, upper=False).T
+    whitened = torch.linalg.solve_triangular(factor, (values / scale).T, upper=False).T
+    return whitened, freedom >= 2 * values.shape[1]

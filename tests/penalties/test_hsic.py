@@ -113,7 +113,7 @@ def test_the_linear_part_by_hand():
     z = np.array([0.0, 1, 2, 3, 4, 4, 6, 8])
     label = np.repeat([0, 1], 4)
     residual = z - np.repeat([1.5, 5.5], 4)
-    w = z / np.sqrt((residual**2).mean())
+    w = z / np.sqrt((residual**2).sum() / (8 - 2))
     w = w - w.mean()
     sign = np.where(label == 0, 1, -1)
     kernel = (np.outer(sign, sign) + 1 / 7) * np.outer(w, w)

@@ -181,7 +181,7 @@ class Estimator(Fitted):
             joint diagonalisation (:mod:`pyro_fcr.infer.gauge`); 1 fixes it at the very end, more
             than 1 never.
         weight_decay
-            Decoupled weight decay of encoders and decoder; by default
+            Decoupled weight decay of encoders, decoder and prior tables; by default
             :func:`default_weight_decay`, which the number of training cells decides.
         seed
             Governs initial weights, shuffling and draws.

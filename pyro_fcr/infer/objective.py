@@ -13,7 +13,14 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_fcr.nn import MLP, Decoder, ParallelMLP, in_cell_plate, latent_sites
+from pyro_fcr.nn import (
+    MLP,
+    ConditionTable,
+    Decoder,
+    ParallelMLP,
+    in_cell_plate,
+    latent_sites,
+)
 from pyro_fcr.penalties import Adversarial
 
 if TYPE_CHECKING:
@@ -220,13 +227,15 @@ class Objective(nn.Module):
         critic = {id(p) for part in self.critics.values() for p in part.parameters()}
         return [p for p in self.parameters() if id(p) not in critic]
 
-    def network_weights(self) -> list[nn.Parameter]:
-        """Return the weight matrices of encoders and decoder, which weight decay may shrink.
+    def shrunk_parameters(self) -> list[nn.Parameter]:
+        """Return what weight decay shrinks: networks' weight matrices and tables of conditions.
 
-        Priors' tables, globals' posteriors, biases and gene-wise parameters are none of them.
+        Shrinking a table draws conditions together and interactions towards none. Biases,
+        intercepts, gene-wise parameters and globals' posteriors are not shrunk.
         """
         critic = {id(p) for p in self.critic_parameters()}
-        networks = [m for m in self.modules() if isinstance(m, MLP | Decoder | ParallelMLP)]
+        kinds = MLP | Decoder | ParallelMLP | ConditionTable
+        networks = [m for m in self.modules() if isinstance(m, kinds)]
         found = {id(p): p for m in networks for p in m.parameters() if p.ndim > 1}
         return [p for key, p in found.items() if key not in critic]
 

@@ -33,7 +33,7 @@ class Plan:
     clip
         Largest gradient norm, in nats per cell.
     weight_decay
-        Decoupled weight decay of the networks' weight matrices.
+        Decoupled weight decay of networks' weight matrices and tables of conditions.
     """
 
     steps: int

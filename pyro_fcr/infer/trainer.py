@@ -75,7 +75,7 @@ class Trainer:
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
         self.names = names
         objective.to(self.device)
-        weights = objective.network_weights()
+        weights = objective.shrunk_parameters()
         decayed = {id(p) for p in weights}
         others = [p for p in objective.encoder_parameters() if id(p) not in decayed]
         self.optimiser = torch.optim.AdamW(

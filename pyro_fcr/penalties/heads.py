@@ -69,8 +69,8 @@ class CovariateHead(Head):
 class TreatmentHead(Head):
     """p(t | the change of (z_t, z_tx) against a matched control of the same covariates).
 
-    The matched control is a control cell drawn from the same minibatch and covariate group; a
-    cell without one is left out.
+    The matched control is another cell, a control, drawn from the same minibatch and covariate
+    group; a cell without one is left out.
 
     Parameters
     ----------
@@ -99,7 +99,9 @@ class TreatmentHead(Head):
 
 
 def match_controls(batch: Batch) -> Tensor:
-    """Return for each cell a random control cell of the same covariate group in the batch.
+    """Return for each cell a random other control cell of the same covariate group in the batch.
+
+    A control is never its own match: a change of exactly zero would give its label away.
 
     Parameters
     ----------
@@ -109,7 +111,7 @@ def match_controls(batch: Batch) -> Tensor:
     Returns
     -------
     Tensor
-        Shape (B,), int64: positions in the batch; -1 where the group has no control.
+        Shape (B,), int64: positions in the batch; -1 where the group has no other control.
     """
     group, is_control = batch.covariate_id, batch.treatment_id == 0
     # Controls first, sorted by group; then a uniform pick inside the group's run of them.
@@ -120,5 +122,8 @@ def match_controls(batch: Batch) -> Tensor:
     )
     start = torch.searchsorted(control_groups, group, right=False)
     stop = torch.searchsorted(control_groups, group, right=True)
-    pick = start + (torch.rand(len(group), device=group.device) * (stop - start)).long()
-    return torch.where(stop > start, order[pick.clamp(max=len(group) - 1)], -1)
+    others = stop - start - is_control.long()
+    pick = start + (torch.rand(len(group), device=group.device) * others).long()
+    # The picks of a control run over its group without itself.
+    pick = pick + (is_control & (pick >= torch.argsort(order))).long()
+    return torch.where(others > 0, order[pick.clamp(max=len(group) - 1)], -1)

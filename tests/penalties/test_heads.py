@@ -24,10 +24,11 @@ def test_matches_are_controls_of_the_same_group():
         assert match.dtype == torch.int64
         assert match.shape == (n,)
         has = torch.tensor([
-            ((batch.covariate_id == g) & (batch.treatment_id == 0)).any()
-            for g in batch.covariate_id
+            ((batch.covariate_id == g) & (batch.treatment_id == 0) & (torch.arange(n) != i)).any()
+            for i, g in enumerate(batch.covariate_id)
         ])  # fmt: skip
         assert torch.equal(match >= 0, has)
+        assert (match != torch.arange(n)).all()
         found = match[has]
         assert (batch.treatment_id[found] == 0).all()
         assert torch.equal(batch.covariate_id[found], batch.covariate_id[has])
@@ -40,16 +41,26 @@ def test_no_controls_no_match(treatment):
 
 def test_the_group_without_a_control_gets_none():
     batch = labelled([0, 1, 1, 2], [4, 4, 0, 9])
-    assert match_controls(batch).tolist() == [0, 0, -1, -1]
+    assert match_controls(batch).tolist() == [-1, 0, -1, -1]
+
+
+def test_a_control_is_not_its_own_match():
+    batch = labelled([0, 0, 1, 0], [1, 1, 1, 2])
+    for _ in range(50):
+        match = match_controls(batch).tolist()
+        assert match[:2] == [1, 0]
+        assert match[2] in (0, 1)
+        assert match[3] == -1
 
 
 def test_every_control_is_as_likely():
     batch = labelled([1, 0, 0, 2, 0, 0], [3, 3, 3, 3, 3, 0])
     picks = torch.stack([match_controls(batch) for _ in range(3000)])
-    assert (picks[:, 5] == 5).all()
-    counts = torch.bincount(picks[:, 0], minlength=6).tolist()
-    assert [i for i, n in enumerate(counts) if n] == [1, 2, 4]
-    assert chisquare([counts[i] for i in (1, 2, 4)]).pvalue > 1e-3
+    assert (picks[:, 5] == -1).all()
+    for cell, others in {0: [1, 2, 4], 1: [2, 4], 2: [1, 4], 4: [1, 2]}.items():
+        counts = torch.bincount(picks[:, cell], minlength=6).tolist()
+        assert [i for i, n in enumerate(counts) if n] == others
+        assert chisquare([counts[i] for i in others]).pvalue > 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +102,7 @@ def test_treatment_head_reads_the_change_against_control(cells):
     expected = head.classifier(both - both[0]).log_softmax(-1)
     torch.testing.assert_close(reading.distribution.logits, expected)
     assert torch.equal(reading.value, batch.treatment_id)
-    assert reading.mask.all()
+    assert reading.mask.tolist() == [False] + [True] * 8
     # A shift common to all cells, which no treatment explains, changes nothing.
     moved = head(z | {"z_t": z["z_t"] + 5}, batch)
     torch.testing.assert_close(moved.distribution.logits, expected, rtol=1e-4, atol=1e-4)

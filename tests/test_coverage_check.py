@@ -1,21 +1,24 @@
 """The check that a guide covers its model, on models of a few lines."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoDelta
 
 from pyro_fcr.errors import SlotError
 from pyro_fcr.guides import check_coverage
 
 
-def program(batch, *, shared=None, cells=None, auxiliary=()):
+def program(batch, *, shared=None, cells=None, auxiliary=(), plate="cells"):
     for name, size in (shared or {}).items():
         infer = {"is_auxiliary": True} if name in auxiliary else {}
         pyro.sample(name, dist.Normal(torch.zeros(size), 1.0).to_event(1), infer=infer)
-    with pyro.plate("cells", 10, subsample=torch.arange(2)):
+    with pyro.plate(plate, 10, subsample=torch.arange(2)):
         for name, size in (cells or {}).items():
             pyro.sample(name, dist.Normal(torch.zeros(2, size), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(torch.zeros(2), 1.0), obs=torch.zeros(2)) if shared else None
@@ -46,6 +49,45 @@ def test_a_full_guide_passes_and_observed_sites_are_not_asked_for():
 def test_each_gap_is_named(sites, match):
     with pytest.raises(SlotError, match=match):
         check_coverage(MODEL, guide(**sites), None)
+
+
+def test_a_cell_plate_of_another_name_is_told():
+    sites = {"shared": {"w": 1}, "cells": {"a": 2, "b": 3}}
+    with pytest.raises(SlotError, match=r"site 'a' is outside the cell plate.*plate\('cells'"):
+        check_coverage(MODEL, guide(**sites, plate="data"), None)
+
+
+def test_a_global_drawn_once_per_cell_is_told():
+    with pytest.raises(SlotError, match=r"site 'w' is in the cell plate.*expected outside"):
+        check_coverage(MODEL, guide(cells={"w": 1, "a": 2, "b": 3}), None)
+
+
+class NoGradientNormal(dist.Normal):
+    has_rsample = False
+
+
+@pytest.mark.parametrize("name", ["w", "a"])
+def test_a_site_that_passes_no_gradient_is_told(name):
+    def stiff(batch):
+        plates = {"w": nullcontext(), "a": pyro.plate("cells", 10, subsample=torch.arange(2))}
+        for site, shape in {"w": (1,), "a": (2, 2)}.items():
+            made = NoGradientNormal if site == name else dist.Normal
+            with plates[site]:
+                pyro.sample(site, made(torch.zeros(shape), 1.0).to_event(1))
+
+    model = partial(program, shared={"w": 1}, cells={"a": 2})
+    with pytest.raises(SlotError, match=f"site '{name}' is not reparametrised.*NoGradientNormal"):
+        check_coverage(model, stiff, None)
+
+
+def test_point_estimates_are_reparametrised():
+    automatic = AutoDelta(poutine.block(MODEL, expose=["w"]))
+
+    def mixed(batch):
+        automatic(batch)
+        program(batch, cells={"a": 2, "b": 3})
+
+    check_coverage(MODEL, mixed, None)
 
 
 def test_auxiliary_sites_are_the_guides_own_affair():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
+from pyro.infer.util import check_fully_reparametrized
 
 from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.nn import Part, in_cell_plate, latent_sites
@@ -14,11 +15,15 @@ from pyro_fcr.nn import Part, in_cell_plate, latent_sites
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pyro.poutine import Trace
+
     from pyro_fcr.data import Batch, Design
     from pyro_fcr.likelihoods import GeneStatistics, Likelihood
     from pyro_fcr.nn import Block
 
 __all__ = ["Guide", "check_coverage"]
+
+_PLACE = {True: "in", False: "outside"}
 
 
 class Guide(Part):
@@ -43,7 +48,10 @@ class Guide(Part):
 
 
 def check_coverage(model: Callable[..., Any], guide: Callable[..., Any], batch: Batch) -> None:
-    """Check that model and guide sample the same latent sites, of the same shape.
+    """Check that model and guide sample the same latent sites, alike in plate and shape.
+
+    Every site of the guide must be reparametrised too: gradients reach a guide through its draws
+    alone.
 
     Parameters
     ----------
@@ -55,8 +63,8 @@ def check_coverage(model: Callable[..., Any], guide: Callable[..., Any], batch: 
     Raises
     ------
     SlotError
-        Naming the first site that is missing, superfluous or of the wrong shape, and which part
-        should own it.
+        Naming the first site that is missing, superfluous, in the wrong plate, of the wrong shape
+        or not reparametrised, and what to do about it.
     """
     with torch.no_grad():
         guide_trace = poutine.trace(guide).get_trace(batch)
@@ -79,6 +87,18 @@ def check_coverage(model: Callable[..., Any], guide: Callable[..., Any], batch: 
                     hint=owner,
                 )
             )
+        if in_cell_plate(site) != in_cell_plate(in_guide[name]):
+            inside = in_cell_plate(site)
+            raise SlotError(
+                sentence(
+                    f"site '{name}' is {_PLACE[not inside]} the cell plate in the guide",
+                    where="guide=",
+                    expected=f"{_PLACE[inside]}, as in the model",
+                    got=f"plates {[frame.name for frame in in_guide[name]['cond_indep_stack']]}",
+                    hint="sample what each cell has, and nothing else, in "
+                    "pyro.plate('cells', batch.n_cells, subsample=batch.index)",
+                )
+            )
         expected, got = tuple(site["value"].shape), tuple(in_guide[name]["value"].shape)
         if expected != got:
             raise SlotError(
@@ -90,6 +110,7 @@ def check_coverage(model: Callable[..., Any], guide: Callable[..., Any], batch: 
                     hint="check to_event and the sizes of both",
                 )
             )
+    _check_reparametrised(guide_trace)
     auxiliary = {n for n, s in in_guide.items() if s["infer"].get("is_auxiliary")}
     if extra := sorted(set(in_guide) - set(in_model) - auxiliary):
         raise SlotError(
@@ -101,3 +122,23 @@ def check_coverage(model: Callable[..., Any], guide: Callable[..., Any], batch: 
                 hint="rename the site, or mark it infer={'is_auxiliary': True}",
             )
         )
+
+
+def _check_reparametrised(trace: Trace) -> None:
+    trace.compute_score_parts()
+    for name, site in latent_sites(trace).items():
+        try:
+            check_fully_reparametrized(site)
+        except NotImplementedError as error:
+            innermost = site["fn"]
+            while hasattr(innermost, "base_dist"):
+                innermost = innermost.base_dist
+            raise SlotError(
+                sentence(
+                    f"site '{name}' is not reparametrised in the guide",
+                    where="guide=",
+                    expected="a distribution with rsample, so that gradients pass through draws",
+                    got=type(innermost).__name__,
+                    hint="use a Normal or a transformed one",
+                )
+            ) from error

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide, AutoGuideList, AutoNormal
 
 from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.guides.amortised import Amortised
 from pyro_fcr.guides.base import Guide
+from pyro_fcr.nn import latent_sites
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,6 +69,22 @@ class Composed(Guide):
     ) -> None:
         """Size the locals' guide."""
         self.locals.bind(blocks, design, likelihood, genes)
+
+    def missing(self, sites: Sequence[str], batch: Batch) -> list[str]:
+        """Return those of the model's global sites that the locals' guide does not sample itself.
+
+        Parameters
+        ----------
+        sites
+            Names of the model's global sites.
+        batch
+            A few cells.
+        """
+        if not sites:
+            return []
+        with torch.no_grad(), torch.random.fork_rng():
+            own = latent_sites(poutine.trace(self.locals).get_trace(batch))
+        return [name for name in sites if name not in own]
 
     def bind_globals(self, model: Callable[..., Any], sites: Sequence[str]) -> None:
         """Make the guide of the model's global sites, the only ones it will see."""

@@ -1,6 +1,7 @@
 """Amortised encoders: what they read, and that they read nothing else."""
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -125,3 +126,18 @@ def test_composed_samples_globals_before_and_outside_the_plate():
     # The automatic guide holds the globals' parameters and nothing of the model's networks.
     assert all("slope" in n for n, _ in fcr.guide.global_guide.named_parameters())
     assert not list(pyro.get_param_store().keys())
+
+
+class OwnGlobals(Amortised):
+    def forward(self, batch):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+        return super().forward(batch)
+
+
+def test_globals_that_the_locals_sample_are_not_missing(cells):
+    guide = Composed(locals=OwnGlobals(width=8, depth=2))
+    guide.bind(BLOCKS, cells.design, resolve("nb"), tiny_genes(cells))
+    before = torch.get_rng_state()
+    assert guide.missing(["w", "u"], cells.batch(slice(0, 2))) == ["u"]
+    assert guide.missing([], cells.batch(slice(0, 2))) == []
+    assert torch.equal(torch.get_rng_state(), before)

@@ -21,7 +21,8 @@ class Batch:
     counts
         Shape (B, G), float32: molecules per cell and gene, or intensities.
     library
-        Shape (B,), float32: the size factor in molecules; by default a cell's total count.
+        Shape (B,), float32: the size factor in molecules, by default a cell's total count; 1
+        for intensities.
     treatment
         Shape (B, T), float32: dose-weighted multi-hot rows; a control cell is all zeros.
     treatment_id

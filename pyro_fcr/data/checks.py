@@ -27,6 +27,7 @@ __all__ = [
     "labels",
     "nearest",
     "nonempty",
+    "nonnegative",
     "size_factors",
     "unknown_category",
 ]
@@ -431,6 +432,28 @@ def _check(
             "counts beyond 2**31",
             "counts of molecules",
             "look for an integer overflow upstream",
+        )
+
+
+def nonnegative(block: Any, *, where: str) -> None:
+    """Refuse negative values, which no library size can have among its parts.
+
+    Raises
+    ------
+    CountsError
+        If a value is negative.
+    """
+    values = block.data if sparse.issparse(block) else block
+    smallest = values.min(initial=0.0)
+    if smallest < 0:
+        raise CountsError(
+            sentence(
+                "negative values where the library is a cell's total",
+                where=where,
+                expected="values of at least 0",
+                got=f"{smallest:g}",
+                hint="pass counts, or a likelihood of intensities such as 'normal'",
+            )
         )
 
 

@@ -71,6 +71,11 @@ class Design:
         (treatment group, joint covariate, number of cells) of every condition that was observed.
     require_counts
         Whether the values are molecules.
+    library
+        What a cell's library is: ``"totals"``, molecules, or ``"ones"``, for intensities.
+    size_factor_unit
+        Molecules per unit of the schema's size factor: mean training total over the model's
+        genes / mean training factor.
 
     Examples
     --------
@@ -91,11 +96,20 @@ class Design:
     batches: tuple[str, ...]
     condition_counts: tuple[tuple[int, int, int], ...]
     require_counts: bool = True
+    library: Literal["totals", "ones"] = "totals"
+    size_factor_unit: float = 1.0
 
     # ---- learning it ---------------------------------------------------------------------
 
     @classmethod
-    def fit(cls, adata: AnnData, schema: Schema, *, require_counts: bool = True) -> Design:
+    def fit(
+        cls,
+        adata: AnnData,
+        schema: Schema,
+        *,
+        require_counts: bool = True,
+        library: Literal["totals", "ones"] | None = None,
+    ) -> Design:
         """Learn the codes from the training data and check that a model can be trained on them.
 
         Parameters
@@ -106,6 +120,9 @@ class Design:
             Which column is what.
         require_counts
             Refuse what is not a whole number of molecules; False for intensities.
+        library
+            ``"totals"`` where the likelihood shares a library among the genes, ``"ones"``
+            where it does not; by default what ``require_counts`` suggests.
 
         Raises
         ------
@@ -115,10 +132,21 @@ class Design:
         GeneError
             If gene names repeat.
         CountsError
-            If a count is not one, or a cell is empty.
+            If a count is not one, a cell is empty, or a total would have negative parts.
         DesignError
-            If every cell has the same treatment.
+            If every cell has the same treatment, or ``library`` is none of its two.
         """
+        library = _usual_library(require_counts) if library is None else library
+        if library not in ("totals", "ones"):
+            raise DesignError(
+                sentence(
+                    "an unknown library",
+                    where="Design.fit(library=)",
+                    expected="'totals' or 'ones'",
+                    got=repr(library),
+                    hint="leave it out",
+                )
+            )
         names = checks.cell_names(adata)
         genes, columns = checks.gene_columns(adata)
         keys, key_of_cell = read_treatments(adata.obs, schema)
@@ -157,28 +185,36 @@ class Design:
             batches=tuple(batches),
             condition_counts=tuple((t, x, n) for (t, x), n in sorted(pairs.items())),
             require_counts=require_counts,
+            library=library,
         )
-        design._check_values(adata, names, columns)
+        unit = design._check_values(adata, names, columns)
         design._warn_weaknesses()
-        return design
+        return replace(design, size_factor_unit=unit)
 
     def _check_values(
         self, adata: AnnData, names: NDArray[np.object_], columns: NDArray[np.int64]
-    ) -> None:
-        schema = self.schema
+    ) -> float:
+        # Returns the unit of the size factors.
+        schema, factors = self.schema, None
         if schema.size_factor is not None:
-            checks.size_factors(adata.obs, schema.size_factor)
+            factors = checks.size_factors(adata.obs, schema.size_factor)
+        where = checks.count_matrix_name(schema.counts)
         per_cell = np.zeros(len(names))
         per_gene = np.zeros(len(columns))
         for rows, block in checks.blocks(
             adata, schema.counts, columns, require_counts=self.require_counts
         ):
+            if self.library == "totals":
+                checks.nonnegative(block, where=where)
             per_cell[rows] = _total(block, axis=1)
             per_gene += _total(block, axis=0)
+        if self.require_counts or (self.library == "totals" and factors is None):
+            checks.nonempty(per_cell, names, where=where)
+        unit = 1.0
+        if self.library == "totals" and factors is not None and per_cell.any():
+            unit = float(per_cell.mean() / factors.mean(dtype=np.float64))
         if not self.require_counts:
-            return
-        where = checks.count_matrix_name(schema.counts)
-        checks.nonempty(per_cell, names, where=where)
+            return unit
         silent = [gene for gene, total in zip(self.genes, per_gene, strict=True) if total == 0]
         if silent:
             _warn(
@@ -192,6 +228,7 @@ class Design:
                     hint="they are kept, but leaving them out would save time",
                 )
             )
+        return unit
 
     def _warn_weaknesses(self) -> None:
         for name, levels in self.covariates.items():
@@ -430,11 +467,14 @@ class Design:
         self, adata: AnnData, names: NDArray[np.object_], columns: NDArray[np.int64]
     ) -> tuple[Any, NDArray[np.float32]]:
         schema = self.schema
+        where = checks.count_matrix_name(schema.counts)
         totals = np.zeros(len(names))
         pieces: list[Any] = []
         for rows, block in checks.blocks(
             adata, schema.counts, columns, require_counts=self.require_counts
         ):
+            if self.library == "totals":
+                checks.nonnegative(block, where=where)
             totals[rows] = _total(block, axis=1)
             pieces.append(block)
         if len(pieces) == 1:
@@ -443,11 +483,12 @@ class Design:
             counts = sparse.csr_matrix(sparse.vstack(pieces, format="csr"))
         else:
             counts = np.concatenate(pieces)
-        if self.require_counts:
-            checks.nonempty(totals, names, where=checks.count_matrix_name(schema.counts))
+        if self.require_counts or (self.library == "totals" and schema.size_factor is None):
+            checks.nonempty(totals, names, where=where)
         if schema.size_factor is not None:
-            return counts, checks.size_factors(adata.obs, schema.size_factor)
-        if self.require_counts:
+            factors = checks.size_factors(adata.obs, schema.size_factor)
+            return counts, factors * np.float32(self.size_factor_unit)
+        if self.library == "totals":
             return counts, totals.astype(np.float32)
         return counts, np.ones(len(names), np.float32)
 
@@ -692,6 +733,8 @@ class Design:
             "batches": list(self.batches),
             "condition_counts": [list(row) for row in self.condition_counts],
             "require_counts": self.require_counts,
+            "library": self.library,
+            "size_factor_unit": self.size_factor_unit,
         }
 
     @classmethod
@@ -704,6 +747,7 @@ class Design:
             If a value is missing or has the wrong form.
         """
         try:
+            require_counts = bool(values["require_counts"])
             return cls(
                 schema=Schema.from_dict(values["schema"]),
                 genes=tuple(values["genes"]),
@@ -716,7 +760,10 @@ class Design:
                 covariate_levels=tuple(tuple(levels) for levels in values["covariate_levels"]),
                 batches=tuple(values["batches"]),
                 condition_counts=tuple((t, x, n) for t, x, n in values["condition_counts"]),
-                require_counts=bool(values["require_counts"]),
+                require_counts=require_counts,
+                # Designs saved without these had the factors as they were given.
+                library=values.get("library", _usual_library(require_counts)),
+                size_factor_unit=float(values.get("size_factor_unit", 1.0)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise LoadError(
@@ -728,6 +775,10 @@ class Design:
                     hint="save the model again with this version",
                 )
             ) from error
+
+
+def _usual_library(require_counts: bool) -> Literal["totals", "ones"]:
+    return "totals" if require_counts else "ones"
 
 
 def _warn(message: str) -> None:

@@ -33,7 +33,9 @@ class Schema:
     batch
         Column of ``obs`` with the technical batch.
     size_factor
-        Column of ``obs`` with a positive size factor; without it, a cell's total count.
+        Column of ``obs`` with a positive size factor; without it, a cell's total count. Only
+        ratios between cells matter: one constant, the mean training total over the model's
+        genes divided by the mean training factor, turns the factors into molecules.
     separator
         What stands between the parts of a combination; ``None`` never splits a label.
 

@@ -396,8 +396,49 @@ def test_optional_labels_still_refuse_what_is_there_and_wrong():
 def test_size_factor_column():
     adata = plain(depth=np.arange(1, 21) / 2)
     schema = Schema(treatment="drug", control="none", covariates="line", size_factor="depth")
-    cells = Design.fit(adata, schema).encode(adata)
+    design = Design.fit(adata, schema)
+    # Totals 6, 15, ..., 177 average 91.5, the factors average 5.25.
+    expected = np.arange(1, 21) / 2 * (91.5 / 5.25)
+    np.testing.assert_allclose(design.encode(adata).library, expected, rtol=1e-6)
+    # The unit is training's, whatever cells are encoded.
+    np.testing.assert_allclose(design.encode(adata[:3]).library, expected[:3], rtol=1e-6)
+    again = Design.from_dict(json.loads(json.dumps(design.to_dict())))
+    np.testing.assert_array_equal(again.encode(adata).library, design.encode(adata).library)
+
+
+def test_size_factors_stay_as_they_are_where_there_are_no_molecules():
+    adata = plain(depth=np.arange(1, 21) / 2)
+    schema = Schema(treatment="drug", control="none", covariates="line", size_factor="depth")
+    cells = Design.fit(adata, schema, require_counts=False).encode(adata)
     np.testing.assert_array_equal(cells.library, np.arange(1, 21, dtype="float32") / 2)
+
+
+def test_fractional_counts_have_their_totals_as_library_on_request():
+    adata = plain()
+    adata.X = adata.X + 0.25
+    design = Design.fit(adata, SCHEMA, require_counts=False, library="totals")
+    np.testing.assert_array_equal(design.encode(adata).library, adata.X.sum(1))
+    adata.X[3] = 0
+    with pytest.raises(CountsError, match="an empty cell.*none in 'c3'"):
+        design.encode(adata)
+    adata.X[4, 1] = -2
+    with pytest.raises(CountsError, match=r"negative values.*got -2; .*likelihood"):
+        Design.fit(adata, SCHEMA, require_counts=False, library="totals")
+    with pytest.raises(DesignError, match="library=.*'totals' or 'ones', got 'total'"):
+        Design.fit(adata, SCHEMA, library="total")
+
+
+@pytest.mark.parametrize(("require_counts", "library"), [(True, "totals"), (False, "ones")])
+def test_a_design_saved_before_the_library_had_a_unit_is_read_as_it_was(require_counts, library):
+    adata = plain(depth=np.arange(1, 21) / 2)
+    schema = Schema(treatment="drug", control="none", covariates="line", size_factor="depth")
+    values = Design.fit(adata, schema, require_counts=require_counts).to_dict()
+    del values["library"], values["size_factor_unit"]
+    design = Design.from_dict(values)
+    assert design.library == library
+    np.testing.assert_array_equal(
+        design.encode(adata).library, np.arange(1, 21, dtype="float32") / 2
+    )
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf, "x", None])

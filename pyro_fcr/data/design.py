@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 from pyro_fcr.data import checks
 from pyro_fcr.data.cells import Cells
@@ -33,7 +34,7 @@ from pyro_fcr.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -330,11 +331,37 @@ class Design:
     def largest_interaction_size(self) -> int:
         r"""The most interaction dimensions that the design can identify.
 
+        Half of :meth:`n_contrasts`, rounded down; with all conditions observed
+
         .. math:: \lfloor (T_g - 1)(X_g - 1) / 2 \rfloor
 
         with :math:`T_g` treatment groups and :math:`X_g` joint covariate groups.
         """
-        return (self.n_treatment_levels - 1) * (self.n_covariate_levels - 1) // 2
+        return self.n_contrasts() // 2
+
+    def n_contrasts(self, conditions: Iterable[tuple[int, int]] | None = None) -> int:
+        r"""Count the independent interaction contrasts that a set of conditions gives.
+
+        .. math:: n - \operatorname{rank} = n - (T_g + X_g - P)
+
+        with n conditions, in which :math:`T_g` treatment and :math:`X_g` covariate groups occur,
+        and the rank of their additive design, whose graph has P connected pieces. On a full grid
+        this is :math:`(T_g - 1)(X_g - 1)`. Doses of one label are pooled where that leaves more,
+        as it does where hardly a dose is met twice.
+
+        Parameters
+        ----------
+        conditions
+            (treatment group, joint covariate) pairs; by default the observed conditions. Repeats
+            count once, and pairs with a negative code not at all.
+        """
+        if conditions is None:
+            conditions = [(t, x) for t, x, _ in self.condition_counts]
+        pairs = {(int(t), int(x)) for t, x in conditions if t >= 0 and x >= 0}
+        labels = [tuple(part for part, _ in key) for key in self.treatment_keys]
+        numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+        pooled = {(numbers[labels[t]], x) for t, x in pairs}
+        return max(_contrasts(pairs), _contrasts(pooled))
 
     def check_interaction_size(self, n_tx: int) -> None:
         """Warn if the design has too few conditions to identify ``n_tx`` interaction dimensions.
@@ -342,18 +369,25 @@ class Design:
         Warns
         -----
         DesignWarning
-            If (treatment groups - 1)(covariate groups - 1) < 2 ``n_tx``.
+            If the observed conditions give fewer than 2 ``n_tx`` interaction contrasts; on a
+            full grid these are (treatment groups - 1)(covariate groups - 1).
         """
         t, x = self.n_treatment_levels, self.n_covariate_levels
-        if (t - 1) * (x - 1) >= 2 * n_tx:
+        seen, contrasts = len(self.condition_counts), self.n_contrasts()
+        if contrasts >= 2 * n_tx:
             return
+        expected = f"(treatments - 1)(covariate groups - 1) >= {2 * n_tx}"
+        got = f"({t} - 1)({x} - 1) = {contrasts}"
+        if seen < t * x:
+            expected = f"at least {2 * n_tx} interaction contrasts"
+            got = f"{contrasts} from the {seen} of {t * x} conditions that were observed"
         largest = self.largest_interaction_size
         _warn(
             sentence(
                 f"{n_tx} interaction dimensions are more than the design can identify",
                 where="size of z_tx",
-                expected=f"(treatments - 1)(covariate groups - 1) >= {2 * n_tx}",
-                got=f"({t} - 1)({x} - 1) = {(t - 1) * (x - 1)}",
+                expected=expected,
+                got=got,
                 hint=f"use {largest} or fewer" if largest else "do not interpret z_tx",
             )
         )
@@ -557,6 +591,30 @@ class Design:
             code = self._code(wanted[schema.batch], self.batches, schema.batch, role="batch")
             changed = replace(changed, batch_id=np.full(len(cells), code, np.int64))
         return changed
+
+    def causes(self, do: Iterable[str]) -> set[str]:
+        """Return what an intervention sets: of ``"treatment"``, ``"covariates"`` and ``"batch"``.
+
+        Parameters
+        ----------
+        do
+            Values by name, as for :meth:`do`, or the names alone. A column that is both the
+            batch and a covariate sets both.
+
+        Raises
+        ------
+        CategoryError
+            If a name is none that the design knows.
+        """
+        found = set()
+        for target in map(self._target, do):
+            if target in ("\0treatment", "\0dose"):
+                found.add("treatment")
+            if target in self.schema.covariates:
+                found.add("covariates")
+            if target == self.schema.batch:
+                found.add("batch")
+        return found
 
     def _target(self, name: str) -> str:
         # The schema's own names come first: a covariate may well be called "dose".
@@ -779,6 +837,18 @@ class Design:
 
 def _usual_library(require_counts: bool) -> Literal["totals", "ones"]:
     return "totals" if require_counts else "ones"
+
+
+def _contrasts(conditions: Collection[tuple[int, int]]) -> int:
+    if not conditions:
+        return 0
+    treatments, covariates = np.asarray(sorted(conditions)).T
+    rows = np.unique(treatments, return_inverse=True)[1]
+    columns = np.unique(covariates, return_inverse=True)[1] + rows.max() + 1
+    size = int(columns.max()) + 1
+    graph = sparse.coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(size, size))
+    pieces = connected_components(graph, directed=False, return_labels=False)
+    return len(rows) - (size - int(pieces))
 
 
 def _warn(message: str) -> None:

@@ -212,6 +212,39 @@ def test_largest_interaction_size(treated, lines, largest):
         design.check_interaction_size(largest + 1)
 
 
+def test_contrasts_of_an_incomplete_grid():
+    # Four groups, three lines, 9 of 12 conditions. Connected, so the additive design has rank
+    # 4 + 3 - 1 = 6, which leaves 3 contrasts of the 6 that the full grid would give.
+    seen = [("none", "uvw"), ("A", "uvw"), ("B", "uv"), ("C", "w")]
+    pairs = [(drug, line) for drug, lines in seen for line in lines]
+    design = quietly(make([d for d, _ in pairs], line=[x for _, x in pairs]), SCHEMA)
+    assert (design.n_contrasts(), design.largest_interaction_size) == (3, 1)
+    design.check_interaction_size(1)
+    told = "at least 4 interaction contrasts, got 3 from the 9 of 12 conditions"
+    with pytest.warns(DesignWarning, match=f"{told} that were observed; use 1"):
+        design.check_interaction_size(2)
+    # Group 3 shares no line with the others: a piece of its own.
+    assert design.n_contrasts([(0, 0), (0, 1), (1, 0), (3, 2)]) == 0
+    assert design.n_contrasts([(0, 0), (0, 1), (1, 0), (1, 1), (1, 1), (-1, 0)]) == 1
+
+
+@given(cells=st.sets(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1))
+def test_contrasts_are_what_an_additive_design_leaves(cells):
+    names = ["none", *"ABCD"]
+    grid = [(drug, f"x{x}") for drug in names for x in range(4)]
+    design = quietly(make([d for d, _ in grid], line=[x for _, x in grid]), SCHEMA)
+    rows = np.array([[*np.eye(5)[t], *np.eye(4)[x]] for t, x in cells])
+    assert design.n_contrasts(cells) == len(cells) - np.linalg.matrix_rank(rows)
+
+
+def test_continuous_doses_have_the_contrasts_of_their_labels():
+    # Every dose is met in one line only, but A is met in both.
+    drug, dose = ["none"] * 2 + ["A"] * 6, [0.0] * 2 + list(np.linspace(0.1, 3, 6))
+    adata = make(drug, line=["u", "v"] * 4, dose=dose)
+    schema = Schema(treatment="drug", control="none", covariates="line", dose="dose")
+    assert quietly(adata, schema).n_contrasts() == 1
+
+
 def test_require_names_what_a_system_lacks():
     design = quietly(make(["none", "A"]), Schema(treatment="drug", control="none"))
     design.require("treatment", system="FCR")
@@ -317,6 +350,24 @@ def test_do_sets_the_batch():
     schema = Schema(treatment="drug", control="none", covariates="line", batch="lane")
     design = Design.fit(adata, schema)
     assert set(design.do(design.encode(adata), {"batch": "2"}).batch_id) == {1}
+
+
+def test_causes_resolve_names_as_do_does():
+    adata = plain(dose=[1.0] * 20)
+    common = {"treatment": "drug", "control": "none"}
+    design = quietly(adata, Schema(**common, covariates="line", dose="dose", batch="line"))
+    assert design.causes({"drug": "A"}) == design.causes({"dose": 1}) == {"treatment"}
+    both = {"covariates", "batch"}
+    assert design.causes({"line": "u"}) == design.causes({"batch": "u"}) == both
+    assert design.causes({}) == set()
+    with pytest.raises(CategoryError, match="unknown name 'lane'"):
+        design.causes({"lane": "u"})
+    # Covariates of the names that do() has for other things are covariates.
+    adata = plain(batch=["p", "q"] * 10, dose=["p", "q"] * 10, lane=["1", "2"] * 10)
+    schema = Schema(**common, covariates=["batch", "dose"], batch="lane")
+    design = quietly(adata, schema)
+    assert design.causes({"batch": "p", "dose": "q"}) == {"covariates"}
+    assert design.causes({"lane": "1", "treatment": "A"}) == {"treatment", "batch"}
 
 
 # ---- new data ----------------------------------------------------------------------------

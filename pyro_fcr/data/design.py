@@ -315,6 +315,19 @@ class Design:
         return self._rows(self.treatment_keys)
 
     @cached_property
+    def dose_unit(self) -> NDArray[np.float32]:
+        """Shape (T,), float32: geometric mean of each treatment's doses over its groups.
+
+        It is 1 where the schema names no dose.
+        """
+        log_doses: dict[str, list[float]] = {part: [] for part in self.treatments}
+        if self.schema.dose is not None:
+            for part, dose in itertools.chain.from_iterable(self.treatment_keys):
+                log_doses[part].append(np.log(dose))
+        means = [np.mean(logs) if logs else 0.0 for logs in log_doses.values()]
+        return np.exp(np.asarray(means)).astype(np.float32)
+
+    @cached_property
     def conditions(self) -> pd.DataFrame:
         """The observed conditions: treatment group, covariate levels, number of cells."""
         columns: dict[str, list[Any]] = {}

@@ -25,11 +25,13 @@ class ConditionTable(nn.Module):
 
     .. math:: \eta(t, x) = \eta_0 + a_x + \sum_k t_k (b_k + C_{k x})
 
-    with :math:`t` the dose-weighted multi-hot row, so that combinations of treatments add and
-    the control (:math:`t = 0`) has neither main effect nor interaction. Interactions start at
-    zero: a combination of treatment and covariate that was never seen falls back on its main
-    effects. Beside covariates, treatments' main effects start at zero too, so that what a
-    treatment does to every kind of cell finds its place in a block that reads treatments alone.
+    with :math:`t` the dose-weighted multi-hot row in units of training's doses
+    (``Design.dose_unit``), so that the data's unit means nothing to the prior. Combinations of
+    treatments add, and the control (:math:`t = 0`) has neither main effect nor interaction.
+    Interactions start at zero: a combination of treatment and covariate that was never seen falls
+    back on its main effects. Beside covariates, treatments' main effects start at zero too, so
+    that what a treatment does to every kind of cell finds its place in a block that reads
+    treatments alone.
     With several covariates, :math:`a_x` holds each covariate's effect and one per joint
     combination, which for an unseen combination is zero as well.
 
@@ -51,6 +53,8 @@ class ConditionTable(nn.Module):
         self.n_batches, size = design.n_batches, len(start)
         n_covariates = sum(self.n_levels) + self.n_joint
         start = start / GAIN
+        # The design is saved with the model, so the weights need not hold it.
+        self.register_buffer("dose_unit", torch.tensor(design.dose_unit), persistent=False)
         self.intercept = nn.Parameter(torch.zeros(size))
         if "covariates" in self.parents:
             table = torch.randn(n_covariates, size) * start
@@ -69,13 +73,14 @@ class ConditionTable(nn.Module):
         out = self.intercept.expand(len(batch), -1)
         if "batch" in self.parents:
             out = out + self.batch[batch.batch]
+        treatment = batch.treatment / self.dose_unit
         if "treatment" in self.parents:
-            out = out + batch.treatment @ self.treatment
+            out = out + treatment @ self.treatment
         if "covariates" in self.parents:
             levels = self._levels(batch)
             out = out + levels @ self.covariates
             if "treatment" in self.parents:
-                by_level = batch.treatment @ self.interaction.flatten(1)
+                by_level = treatment @ self.interaction.flatten(1)
                 by_level = by_level.unflatten(1, self.interaction.shape[1:])
                 out = out + (levels[:, None] @ by_level).squeeze(1)
         return GAIN * out
@@ -94,16 +99,17 @@ class ConditionTable(nn.Module):
         target
             Shape (C, d).
         """
-        ones = batch.treatment.new_ones(len(batch), 1)
+        treatment = batch.treatment / self.dose_unit
+        ones = treatment.new_ones(len(batch), 1)
         columns = {"intercept": ones}
         if "batch" in self.parents:
             columns["batch"] = F.one_hot(batch.batch, self.n_batches)
         if "treatment" in self.parents:
-            columns["treatment"] = batch.treatment
+            columns["treatment"] = treatment
         if "covariates" in self.parents:
             columns["covariates"] = self._levels(batch)
             if "treatment" in self.parents:
-                products = batch.treatment[:, :, None] * columns["covariates"][:, None]
+                products = treatment[:, :, None] * columns["covariates"][:, None]
                 columns["interaction"] = products.flatten(1)
         # The minimum-norm solution spends little on columns that are scaled up.
         cost = {name: 1.0 if name == "interaction" else 100.0 for name in columns}
@@ -113,6 +119,26 @@ class ConditionTable(nn.Module):
         for name, part in zip(columns, parts, strict=True):
             table = getattr(self, name)
             table.copy_((cost[name] * part).reshape(table.shape))
+
+    @torch.no_grad()
+    def zero_unseen(self, batch: Batch) -> None:
+        """Zero the main effects that no training condition informs.
+
+        Parameters
+        ----------
+        batch
+            All training conditions, a cell of each at least; of its fields only ``treatment``
+            and ``covariates`` are read.
+        """
+        if "treatment" in self.parents:
+            seen = (batch.treatment != 0).any(0)
+            self.treatment.mul_(seen[:, None])
+        if "covariates" in self.parents:
+            offset = 0
+            for k, n in enumerate(self.n_levels):
+                seen = F.one_hot(batch.covariates[:, k], n).any(0)
+                self.covariates[offset : offset + n].mul_(seen[:, None])
+                offset += n
 
     def _levels(self, batch: Batch) -> Tensor:
         codes = [F.one_hot(batch.covariates[:, k], n) for k, n in enumerate(self.n_levels)]

@@ -139,6 +139,19 @@ def test_an_empty_part_is_refused(label):
         Design.fit(make(["none", label]), Schema(treatment="drug", control="none"))
 
 
+def test_the_unit_of_a_dose_is_its_geometric_mean():
+    dose = [0, 10, 1000, "10+4", 4]
+    adata = make(["none", "A", "A", "A+B", "B"], dose=[str(d) for d in dose])
+    design = quietly(adata, Schema(treatment="drug", control="none", dose="dose"))
+    # A is given at 10, 10 and 1000 in three groups, B at 4 in two.
+    np.testing.assert_allclose(design.dose_unit, [1e5 ** (1 / 3), 4], rtol=1e-6)
+    assert design.dose_unit.dtype == np.float32
+    # Without doses, a part that is named twice is no dose.
+    twice = make(["none", "A", "A+A", "B"])
+    assert quietly(twice, Schema(treatment="drug", control="none")).dose_unit.tolist() == [1, 1]
+    assert quietly(make(["x"]), Schema()).dose_unit.shape == (0,)
+
+
 # ---- covariates --------------------------------------------------------------------------
 
 

@@ -58,8 +58,31 @@ def test_doses_weigh_the_effects():
     adata.obs["dose"] = np.where(adata.obs["drug"] == "ctrl", 0.0, 2.0)
     cells = tiny_cells(adata, dose="dose")
     table = filled(cells, ["treatment"])
+    # In units of the dose that training used.
     out = table(one(cells, treatment="B", dose=0.5))
-    torch.testing.assert_close(out[0], GAIN * (table.intercept + 0.5 * table.treatment[1]))
+    torch.testing.assert_close(out[0], GAIN * (table.intercept + 0.25 * table.treatment[1]))
+
+
+def test_the_unit_of_the_dose_does_not_matter():
+    outputs, found = [], []
+    for unit in (1.0, 1e4):
+        adata = tiny_adata(per_condition=8)
+        rows = np.arange(adata.n_obs) % 2
+        adata.obs["dose"] = np.where(adata.obs["drug"] == "ctrl", 0.0, 0.5 + rows) * unit
+        cells = tiny_cells(adata, dose="dose")
+        torch.manual_seed(0)
+        table = ConditionTable(cells.design, ["treatment", "covariates"], torch.ones(2))
+        torch.nn.init.normal_(table.treatment)
+        torch.nn.init.normal_(table.interaction)
+        batch = cells.batch()
+        assert batch.treatment.max() == 1.5 * unit
+        outputs.append(table(batch))
+        table.refit(batch, outputs[0].detach())
+        found.append(table(batch))
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(found[0], outputs[0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found[1], outputs[0], atol=1e-3, rtol=1e-3)
+    assert not any("unit" in name for name in table.state_dict())
 
 
 def test_batch_and_unread_parents(cells):
@@ -108,3 +131,34 @@ def test_interactions_and_joint_effects_start_at_zero():
     assert table.interaction.abs().sum() == 0
     assert table.covariates[4:].abs().sum() == 0
     assert table.covariates[:4].abs().min() > 0
+
+
+def test_rows_without_training_conditions_are_zeroed():
+    cells = tiny_cells(tiny_adata(combo=True, per_condition=8))
+    table = filled(cells, ["treatment", "covariates"])
+    before = {name: value.clone() for name, value in table.named_parameters()}
+    few = one(cells, treatment="B", type="u"), one(cells, treatment="ctrl", type="w")
+    batch = few[0].replace(
+        **{
+            name: torch.cat([getattr(cell, name) for cell in few])
+            for name in ("treatment", "covariates")
+        }
+    )
+    table.zero_unseen(batch)
+    assert not table.treatment[0].any()
+    assert not table.covariates[1].any()
+    torch.testing.assert_close(table.treatment[1], before["treatment"][1])
+    torch.testing.assert_close(table.covariates[[0, 2]], before["covariates"][[0, 2]])
+    for name in ("intercept", "interaction"):
+        torch.testing.assert_close(getattr(table, name), before[name])
+    # A table that reads neither has nothing to lose.
+    ConditionTable(cells.design, [], torch.ones(2)).zero_unseen(batch)
+
+
+def test_joint_rows_outlive_zeroing_of_their_levels():
+    cells = two_covariates()
+    table = filled(cells, ["covariates"])
+    before = table.covariates.clone()
+    table.zero_unseen(one(cells, type="u", donor="d1"))
+    assert not table.covariates[[1, 2]].any()
+    torch.testing.assert_close(table.covariates[[0, 3, 4, 5, 6]], before[[0, 3, 4, 5, 6]])

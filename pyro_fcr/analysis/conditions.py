@@ -1,4 +1,4 @@
-"""The learned priors at every condition of a design."""
+"""The conditions of a design: a cell for each, and names for those of given cells."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 from pyro_fcr.data import Cells
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pyro_fcr.data import Design
 
-__all__ = ["condition_cells"]
+__all__ = ["condition_cells", "condition_labels"]
 
 
 def condition_cells(design: Design, *, repeats: int = 1) -> Cells:
@@ -53,3 +55,24 @@ def condition_cells(design: Design, *, repeats: int = 1) -> Cells:
         covariate_id=covariate,
         batch_id=np.zeros(n, np.int64),
     )
+
+
+def condition_labels(cells: Cells) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    """Name each cell's treatment group and joint covariate.
+
+    Parameters
+    ----------
+    cells
+        N cells.
+
+    Returns
+    -------
+    treatments, covariates
+        Shape (N,) each. The label of an unknown group (code -1) is empty.
+    """
+    design = cells.design
+    joint = [" | ".join(level) for level in design.covariate_levels]
+    treatments = np.asarray([*design.treatment_levels, ""], dtype=object)
+    covariates = np.asarray([*joint, ""], dtype=object)
+    # A code of -1 reads the empty label at the end.
+    return treatments[cells.treatment_id], covariates[cells.covariate_id]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
+from pyro_fcr.analysis.conditions import condition_labels
 from pyro_fcr.errors import CategoryError, DesignError, sentence
 from pyro_fcr.evaluate import (
     BASELINES,
@@ -63,7 +64,12 @@ def performance(
     A condition is predicted from training control cells of its covariates (test controls where
     training has none). Profiles are log1p of counts per 10,000 of summed counts; changes are
     against the control the prediction started from; DE genes come from test cells alone wherever
-    there are enough test controls.
+    there are enough test controls. Cells of unknown treatment or covariates (code -1) are left
+    out.
+
+    The energy distance is between the test cells and the control cells, each shifted by the
+    predicted change of the mean profile (in log1p, not below zero). It judges where a prediction
+    puts the cells; their spread is the controls', whatever the model says of it.
 
     Parameters
     ----------
@@ -97,7 +103,7 @@ def performance(
     """
     known = (cells.treatment_id >= 0) & (cells.covariate_id >= 0)
     seen = cells.subset(train & known)
-    table = profiles(seen.counts, *_labels(seen))
+    table = profiles(seen.counts, *condition_labels(seen))
     control = cells.design.treatment_levels[0]
     baselines = {key: cls().fit(table, control=control) for key, cls in BASELINES.items()}
     components = principal_components(seen.counts, 50)
@@ -150,9 +156,9 @@ def performance(
 
 
 def _conditions(cells: Cells, train: np.ndarray, test: np.ndarray) -> Iterator[_Condition]:
-    _, covariate = _labels(cells)
-    for x in sorted(set(covariate[cells.covariate_id >= 0])):
-        is_x = covariate == x
+    treatments, covariates = condition_labels(cells)
+    for x in sorted(set(cells.covariate_id) - {-1}):
+        is_x = cells.covariate_id == x
         is_control = is_x & (cells.treatment_id == 0)
         for controls in (is_control & train, is_control & test):
             if controls.sum() >= MIN_CELLS:
@@ -162,21 +168,20 @@ def _conditions(cells: Cells, train: np.ndarray, test: np.ndarray) -> Iterator[_
         for group in sorted(set(cells.treatment_id[is_x & test]) - {0, -1}):
             truth = is_x & test & (cells.treatment_id == group)
             if truth.sum() >= MIN_CELLS:
-                label = cells.design.treatment_levels[group]
-                yield _Condition(label, x, group, cells.subset(truth), cells.subset(controls))
+                first = truth.argmax()
+                yield _Condition(
+                    treatments[first],
+                    covariates[first],
+                    group,
+                    cells.subset(truth),
+                    cells.subset(controls),
+                )
 
 
 def _de_control(condition: _Condition, cells: Cells, test: np.ndarray) -> Cells:
-    _, covariate = _labels(cells)
-    fresh = test & (covariate == condition.covariate) & (cells.treatment_id == 0)
+    of_x = cells.covariate_id == condition.truth.covariate_id[0]
+    fresh = test & of_x & (cells.treatment_id == 0)
     return cells.subset(fresh) if fresh.sum() >= MIN_CELLS else condition.control
-
-
-def _labels(cells: Cells) -> tuple[np.ndarray, np.ndarray]:
-    design = cells.design
-    joint = np.asarray([" | ".join(level) for level in design.covariate_levels], dtype=object)
-    levels = np.asarray(design.treatment_levels, dtype=object)
-    return levels[cells.treatment_id], joint[cells.covariate_id]
 
 
 def _scores(components: PrincipalComponents, log_profiles: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from pyro_fcr.evaluate import profile, r2, separability
 COMMON = (
     "B cells", "CD14+ Monocytes", "CD4 T cells", "CD8 T cells", "FCGR3A+ Monocytes", "NK cells",
 )  # fmt: skip
-HSIC = ("z_x_vs_treatment.cell_type", "z_t_vs_cell_type")
+HSIC = ("z_x_vs_treatment", "z_t_vs_cell_type")
 
 MODEL: dict[str, dict[str, Any]] = {
     "default": {},

@@ -21,7 +21,7 @@ from pyro_fcr import evaluate
 
 BLOCKS = ("z_x", "z_t", "z_tx")
 TRUE_SIZES = {"z_x": 3, "z_t": 3, "z_tx": 4}
-HSIC = ("z_x_vs_treatment.covariate", "z_t_vs_covariate")
+HSIC = ("z_x_vs_treatment", "z_t_vs_covariate")
 
 MODEL: dict[str, dict[str, Any]] = {
     "default": {},

@@ -89,6 +89,7 @@ def assemble(
     genes: GeneStatistics,
     *,
     seed: int,
+    check: bool = True,
 ) -> tuple[LatentModel, nn.Module, Objective]:
     """Build model, guide and objective with weights that depend on the seed alone.
 
@@ -107,6 +108,8 @@ def assemble(
         A few cells; the slots are checked on them.
     genes
         Moments of the training data: encoders standardise by them, the decoder starts at them.
+    check
+        Whether to check the slots; not needed where the weights are about to be loaded.
     seed
         Governs the initial weights; the global random state is left as it was.
 
@@ -129,13 +132,16 @@ def assemble(
         with torch.no_grad():
             decoder.linear.bias.copy_(likelihood.start(genes.rate))
         model = LatentModel(blocks, priors=priors, decoder=decoder, likelihood=likelihood)
-        check_priors(blocks, model.priors, batch)
+        if check:
+            check_priors(blocks, model.priors, batch)
         _check_likelihood(model, design, batch)
         guide = _bound_guide(recipe.guide, model, design, batch, genes)
-        check_coverage(model, guide, batch)
+        if check:
+            check_coverage(model, guide, batch)
         penalties, heads = _bound_terms(declaration, recipe, design)
         objective = Objective(model, guide, penalties=penalties, heads=heads)
-        check_terms(objective, batch)
+        if check:
+            check_terms(objective, batch)
     return model, guide, objective
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
 from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -15,7 +18,7 @@ from pyro_fcr.analysis.conditions import condition_cells
 from pyro_fcr.analysis.leakage import block_leakage
 from pyro_fcr.assembly import Declaration, Recipe, assemble
 from pyro_fcr.data import Cells, Design, MemorySource, Schema, Split
-from pyro_fcr.errors import DesignError, FCRError, LoadError, sentence
+from pyro_fcr.errors import DesignError, FCRError, FitError, LoadError, sentence
 from pyro_fcr.fitted import CHUNK, Fitted
 from pyro_fcr.infer import Plan, Settled, Trainer, align, resolve_device
 from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, resolve
@@ -24,7 +27,6 @@ from pyro_fcr.nn import read_tensors, write_tensors
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import numpy as np
     from anndata import AnnData
     from torch import nn
 
@@ -112,9 +114,22 @@ class Estimator(Fitted):
             zeros = torch.zeros(self.design.n_genes)
             genes, few = GeneStatistics(zeros, zeros + 1, zeros), condition_cells(self.design)
         else:
-            genes, few = gene_statistics(self._recipe.likelihood, _batches(cells)), cells
-        two = few.batch(slice(0, 2))
-        return assemble(self.declaration, self._recipe, self.design, two, genes, seed=seed)
+            likelihood = copy.deepcopy(self._recipe.likelihood)
+            likelihood.bind(self.design.n_genes)
+            genes, few = gene_statistics(likelihood, _batches(cells)), cells
+        # One control cell and one treated, where there are both: a slot may fail on either.
+        treated = few.treatment_id != 0
+        kinds = {int(treated.argmin()), int(treated.argmax())}
+        two = few.batch(np.asarray(sorted(kinds) if len(kinds) > 1 else [0, len(few) - 1]))
+        return assemble(
+            self.declaration,
+            self._recipe,
+            self.design,
+            two,
+            genes,
+            seed=seed,
+            check=cells is not None,
+        )
 
     @classmethod
     @abstractmethod
@@ -215,6 +230,16 @@ class Estimator(Fitted):
         NonFiniteError
             If the loss or its gradient stops being finite; the last good weights are kept.
         """
+        if batch_size < 1:
+            raise FitError(
+                sentence(
+                    "no cells in a batch",
+                    where="fit(batch_size=)",
+                    expected="at least 1",
+                    got=str(batch_size),
+                    hint="512 is the default",
+                )
+            )
         train, valid = self.cells, None
         if split is not None:
             train = self.cells.subset(split.mask(self.cells, "train"))
@@ -242,7 +267,8 @@ class Estimator(Fitted):
             align=align_at,
             weight_decay=decay,
         )
-        self.settings = {"seed": seed, "batch_size": batch_size, "steps": steps, **_told(plan)}
+        names = train.names.tolist()
+        before = copy.deepcopy(self._objective.state_dict())
         self._objective.load_state_dict(self._fresh(train, seed=seed)[2].state_dict())
         trainer = Trainer(
             self._objective,
@@ -251,7 +277,12 @@ class Estimator(Fitted):
             device=resolve_device(device),
             checkpoint=None if checkpoint is None else Path(checkpoint),
             checkpoint_every=max(1, epochs // 10),
-            names=train.names.tolist(),
+            names=names,
+            run={
+                "batch_size": batch_size,
+                "cells": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+                "terms": self._objective.weights,
+            },
         )
         try:
             trainer.fit(
@@ -267,8 +298,14 @@ class Estimator(Fitted):
                 progress=progress,
             )
         finally:
-            self._history = trainer.history
             self._objective.eval()
+            if trainer.rows:
+                self._history = trainer.history
+                told = {"seed": seed, "batch_size": batch_size, "steps": steps}
+                self.settings = {**told, **_told(plan)}
+            else:
+                # Nothing was trained: what was there before is still there.
+                self._objective.load_state_dict(before)
         return self.history
 
     def _leakage(self, cells: Cells) -> dict[str, float]:
@@ -286,7 +323,7 @@ class Estimator(Fitted):
             columns = slice(start, start := start + block.size)
             if block.name not in self.declaration.aligned:
                 continue
-            mean, sd = (torch.from_numpy(a).to(self.device) for a in found[block.name])
+            mean, sd = (torch.from_numpy(values) for values in found[block.name])
             align(
                 block.name,
                 prior=self.model.priors[block.name],
@@ -294,8 +331,9 @@ class Estimator(Fitted):
                 decoder=self.model.decoder,
                 columns=columns,
                 moments=(mean, sd.square()),
-                condition=torch.from_numpy(condition).to(self.device),
-                batch=lambda rows: cells.batch(rows.cpu()),
+                condition=torch.from_numpy(condition),
+                batch=cells.batch,
+                device=self.device,
             )
 
     # ---- saving ----------------------------------------------------------------------------

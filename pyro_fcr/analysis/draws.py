@@ -34,7 +34,7 @@ def seeded(seed: int, part: int = 0) -> Iterator[None]:
         Which part of the work this is, so that parts do not repeat one another's noise.
     """
     # Far apart, so that neighbouring seeds never meet in some part of one another's work.
-    seed = (seed * 1_000_003 + part) % 2**63
+    seed = (int(seed) * 1_000_003 + part) % 2**63
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

@@ -88,7 +88,7 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
 
 
 def _run(trainer: Trainer) -> dict[str, Any]:
-    return {**asdict(trainer.plan), "seed": trainer.seed}
+    return {**asdict(trainer.plan), "seed": trainer.seed, **trainer.run}
 
 
 def _optimisers(trainer: Trainer) -> dict[str, torch.optim.Optimizer]:

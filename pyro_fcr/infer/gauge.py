@@ -80,7 +80,7 @@ def joint_diagonaliser(covariance_cdd: Tensor, weight_c: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        Shape (d, d), float64. The identity where there is nothing to choose.
+        Shape (d, d), float64. Where there is nothing to choose, it whitens the pooled covariance.
     """
     covariance = covariance_cdd.double()
     weight = (weight_c / weight_c.sum()).double()
@@ -122,6 +122,7 @@ def align(
     moments: tuple[Tensor, Tensor],
     condition: Tensor,
     batch: Callable[[Tensor], Batch],
+    device: torch.device,
 ) -> bool:
     """Turn a block onto its jointly diagonal axes, in encoder, decoder and prior alike.
 
@@ -138,11 +139,13 @@ def align(
     columns
         The block's columns among the decoder's latents.
     moments
-        Posterior means and variances of the training cells, each of shape (N, d).
+        Posterior means and variances of the training cells, each of shape (N, d), on the CPU.
     condition
-        Shape (N,), int64: each cell's condition.
+        Shape (N,), int64, on the CPU: each cell's condition.
     batch
         Gives the cells at some positions as a batch: one cell stands for its condition.
+    device
+        Where the parts live. The axes are found on the CPU, in float64.
 
     Returns
     -------
@@ -157,9 +160,12 @@ def align(
         log.info("%s: fewer than two conditions have enough cells; the gauge is left", name)
         return False
     matrix = joint_diagonaliser(covariance, size)
-    device = moments[0].device
-    encoder.turn(name, matrix.to(torch.float32), moments[1].mean(0))
-    decoder.turn(columns, torch.linalg.inv(matrix).to(torch.float32))
+    inverse = torch.linalg.inv(matrix)
+    if not (torch.isfinite(matrix).all() and torch.isfinite(inverse).all()):
+        log.info("%s: no finite joint diagonaliser; the gauge is left", name)
+        return False
+    encoder.turn(name, matrix.float().to(device), moments[1].mean(0).float().to(device))
+    decoder.turn(columns, inverse.float().to(device))
     first = torch.stack([(condition == code).nonzero()[0, 0] for code in codes])
     variance = torch.diagonal(matrix @ covariance @ matrix.T, dim1=1, dim2=2)
     prior.refit(batch(first).to(device), centre @ matrix.T, variance.sqrt())

@@ -47,8 +47,8 @@ class Terms(NamedTuple):
     sites: dict[str, Tensor]
     """Each site's unweighted contribution: log-densities, divergences (``kl.*``), penalties."""
 
-    draws: dict[str, Tensor]
-    """The guide's latent draws, detached, for critics to learn from."""
+    read: dict[str, dict[str, Tensor]]
+    """What each penalty was handed, by its name and block, detached: critics learn from it."""
 
 
 class PenalisedGuide(nn.Module):
@@ -74,6 +74,7 @@ class PenalisedGuide(nn.Module):
         self.parts = nn.ModuleList(w.part for w in penalties.values())
         self.weights = {name: w.weight for name, w in penalties.items()}
         self.ramp = 1.0
+        self.read: dict[str, dict[str, Tensor]] = {}
 
     def forward(self, batch: Batch) -> None:
         """Sample the guide, then add one factor per penalty."""
@@ -87,6 +88,8 @@ class PenalisedGuide(nn.Module):
                 z = {k: site["fn"].mean for k, site in sites.items() if in_cell_plate(site)}
             else:
                 z = draws
+            if isinstance(penalty, Adversarial):
+                self.read[name] = {block: value.detach() for block, value in z.items()}
             scale = self.ramp * weight * batch.n_cells
             pyro.factor(name, scale * penalty(z, batch), has_rsample=True)
 
@@ -222,6 +225,11 @@ class Objective(nn.Module):
         named = zip(self.guide.weights, self.guide.parts, strict=True)
         return {name: part for name, part in named if isinstance(part, Adversarial)}
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every penalty and head, in nats per cell."""
+        return {**self.guide.weights, **self.model.weights}
+
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return what the ELBO step trains: all parameters but the critics'."""
         critic = {id(p) for part in self.critics.values() for p in part.parameters()}
@@ -263,7 +271,7 @@ class Objective(nn.Module):
         for name, value in factors.items():
             scale = ramp * self.guide.weights.get(name, 1.0) * batch.n_cells
             sites[name] = value.detach() / scale if scale else torch.zeros_like(value)
-        return Terms(loss, sites, self.elbo.draws)
+        return Terms(loss, sites, self.guide.read)
 
 
 def _log_prob_sum(site: Any) -> Tensor:

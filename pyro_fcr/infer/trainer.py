@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyro
@@ -57,6 +57,8 @@ class Trainer:
         Epochs between checkpoints.
     names
         The training cells' names, to tell them in an error; by default their positions.
+    run
+        JSON-able, beside plan and seed: what a checkpoint must agree with to be resumed.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class Trainer:
         checkpoint: Path | None = None,
         checkpoint_every: int = 10,
         names: Sequence[str] | None = None,
+        run: Mapping[str, Any] | None = None,
     ) -> None:
         self.objective, self.plan, self.seed = objective, plan, seed
         self.device = device or torch.device("cpu")
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
         self.names = names
+        self.run = dict(run or {})
         objective.to(self.device)
         weights = objective.shrunk_parameters()
         decayed = {id(p) for p in weights}
@@ -184,9 +188,15 @@ class Trainer:
             row = self._epoch(source, bar)
             last = self.step_count >= self.plan.steps
             if valid is not None and (last or self.epoch % validate_every == 0):
-                held_out = self.evaluate(valid) | (monitor() if monitor else {})
+                held_out = self.evaluate(valid)
+                if monitor:
+                    self.objective.eval()
+                    held_out |= monitor()
+                    self.objective.train()
                 row |= {f"valid.{name}": value for name, value in held_out.items()}
-                if settle is not None and settle.update(_watched(held_out)):
+                # What is still to come at a milestone must not be stopped short of, nor undone.
+                ahead = any(self.step_count < m <= self.plan.steps for m in self.milestones)
+                if settle is not None and not ahead and settle.update(_watched(held_out)):
                     best.offer(held_out["loss"], self.objective)
             self.rows.append(row)
             bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if _worth_showing(k)})
@@ -206,7 +216,9 @@ class Trainer:
             n_steps += 1
             bar.update()
             if reached := self.milestones.get(self.step_count):
+                self.objective.eval()
                 reached()
+                self.objective.train()
         self.epoch += 1
         return {
             "epoch": self.epoch,
@@ -236,15 +248,17 @@ class Trainer:
         self.optimiser.step()
         self.step_count += 1
         record = {"loss": terms.loss.detach(), **terms.sites, "gradient_norm": norm}
-        return record | self._train_critics(terms.draws, batch)
+        return record | self._train_critics(terms.read, batch)
 
-    def _train_critics(self, draws: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def _train_critics(
+        self, read: dict[str, dict[str, Tensor]], batch: Batch
+    ) -> dict[str, Tensor]:
         if self.critic_optimiser is None:
             return {}
         losses, accuracies = [], {}
         for name, part in self.objective.critics.items():
             part.requires_grad_(True)
-            loss, accuracy = part.critic_loss(draws, batch)
+            loss, accuracy = part.critic_loss(read[name], batch)
             losses.append(loss)
             accuracies[f"accuracy.{name}"] = accuracy.detach()
         self.critic_optimiser.zero_grad(set_to_none=True)

@@ -101,11 +101,11 @@ class FCR(Estimator):
             "covariate_head": Weighted(CovariateHead("z_x"), 0.0),
             "treatment_head": Weighted(TreatmentHead(("z_t", "z_tx")), 0.0),
         }
-        # One covariate at a time: crossed strata of several hold too few cells of a batch.
+        # Given all covariates at once: given one, treatments may still differ in the others.
+        terms["z_x_vs_treatment"] = Weighted(
+            ConditionalHSIC("z_x", "treatment", given="covariates"), INDEPENDENCE
+        )
         for x in design.covariates:
-            terms[f"z_x_vs_treatment.{x}"] = Weighted(
-                ConditionalHSIC("z_x", "treatment", given=x), INDEPENDENCE
-            )
             terms[f"z_t_vs_{x}"] = Weighted(
                 ConditionalHSIC("z_t", x, given="treatment"), INDEPENDENCE
             )

@@ -68,7 +68,8 @@ def turn(fcr):
         columns=slice(start, start + z_tx.event_shape[0]),
         moments=(z_tx.mean.detach(), z_tx.variance.detach()),
         condition=torch.from_numpy(condition),
-        batch=lambda rows: cells.batch(rows),
+        batch=cells.batch,
+        device=torch.device("cpu"),
     )
 
 
@@ -106,5 +107,6 @@ def test_parts_that_cannot_be_turned_are_left_alone(fcr):
         "z_tx", prior=object(), encoder=fcr.guide.locals, decoder=fcr.model.decoder,
         columns=slice(0, 1), moments=(torch.zeros(3, 1), torch.ones(3, 1)),
         condition=torch.zeros(3, dtype=torch.long), batch=fcr.cells.batch,
+        device=torch.device("cpu"),
     )  # fmt: skip
     assert torch.equal(fcr.model.decoder.linear.weight, before)

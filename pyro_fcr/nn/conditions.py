@@ -31,9 +31,8 @@ class ConditionTable(nn.Module):
     Interactions start at zero: a combination of treatment and covariate that was never seen falls
     back on its main effects. Beside covariates, treatments' main effects start at zero too, so
     that what a treatment does to every kind of cell finds its place in a block that reads
-    treatments alone.
-    With several covariates, :math:`a_x` holds each covariate's effect and one per joint
-    combination, which for an unseen combination is zero as well.
+    treatments alone. With several covariates, :math:`a_x` holds each covariate's effect and one
+    per joint combination, which for an unseen combination is zero as well.
 
     Parameters
     ----------
@@ -44,6 +43,8 @@ class ConditionTable(nn.Module):
     start
         Shape (d,): standard deviation of each column's main effects at the start.
     """
+
+    dose_unit: Tensor
 
     def __init__(self, design: Design, parents: Iterable[str], start: Tensor) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pyro_fcr.analysis.certificate import interaction_certificate
+from pyro_fcr.analysis.certificate import interaction_certificate, learned_prior
 from pyro_fcr.analysis.draws import moments, seeded
 from pyro_fcr.analysis.expression import Expression, expected_counts, sampled_counts
 from pyro_fcr.analysis.performance import performance
@@ -460,12 +460,23 @@ class Fitted(ABC):
         )
 
     def certificate(
-        self, block: str | None = None, *, replicates: int = 200, seed: int = 0
+        self,
+        adata: AnnData | None = None,
+        split: Split | None = None,
+        *,
+        block: str | None = None,
+        replicates: int = 200,
+        seed: int = 0,
     ) -> Certificate:
-        """Say whether the interaction block is identified, from its interaction contrasts.
+        """Say whether the interaction block is identified, from its prior's interactions.
 
         Parameters
         ----------
+        adata
+            The cells the model was trained on; the training data by default.
+        split
+            The split the model was trained with: conditions without training cells do not count.
+            Without one, all cells are taken for training cells.
         block
             The block that depends on treatment and covariates; found by its parents by default.
         replicates
@@ -477,22 +488,37 @@ class Fitted(ABC):
         -------
         Certificate
             ``verdict`` is "identified", "not identified" or "undetermined"; print it for words.
+
+        Raises
+        ------
+        DesignError
+            If there is no such block, or the cells do not tell their conditions.
         """
-        both = {"treatment", "covariates"}
+        both = frozenset({"treatment", "covariates"})
+        names = [b.name for b in self.declaration.blocks]
         candidates = [b.name for b in self.declaration.blocks if both <= b.parents]
-        if not candidates and block is None:
+        if block not in names and not (block is None and candidates):
             raise DesignError(
                 sentence(
                     "no interaction block to certify",
-                    where=type(self).__name__,
+                    where=type(self).__name__ if block is None else f"block={block!r}",
                     expected="a block that depends on treatment and covariates",
-                    got=f"blocks {[b.name for b in self.declaration.blocks]}",
+                    got=f"blocks {names}",
                     hint="use a system with such a block",
                 )
             )
+        block = block or candidates[0]
         self._fitted()
-        mean, sd = self._moments(self.cells)[block or candidates[0]]
-        return interaction_certificate(mean, sd, self.cells, replicates=replicates, seed=seed)
+        cells = self.encode(adata)
+        self._require(cells, both, "the certificate")
+        if split is not None:
+            cells = cells.subset(split.mask(cells, "train"))
+        mean, sd = self._moments(cells)[block]
+        with seeded(seed):
+            prior = learned_prior(self.model, self.guide, block, self.design)
+        return interaction_certificate(
+            mean, sd, cells, prior=prior, replicates=replicates, seed=seed
+        )
 
     def report(
         self,

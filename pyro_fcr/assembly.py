@@ -180,8 +180,10 @@ def _bound_guide(
         guide = Composed(locals=guide)
     if isinstance(guide, Guide):
         guide.bind(model.blocks, design, model.likelihood, genes)
-    if isinstance(guide, Composed) and (sites := global_sites(model, batch)):
-        guide.bind_globals(model, sites)
+    if isinstance(guide, Composed):
+        sites = guide.missing(global_sites(model, batch), batch)
+        if sites:
+            guide.bind_globals(model, sites)
     # An AutoGuide makes its parameters at its first call; the optimiser must see them.
     with torch.no_grad():
         guide(batch)

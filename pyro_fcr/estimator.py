@@ -7,7 +7,7 @@ import hashlib
 import math
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from pyro_fcr.errors import DesignError, FCRError, FitError, LoadError, sentence
 from pyro_fcr.fitted import CHUNK, Fitted
 from pyro_fcr.infer import Plan, Settled, Trainer, align, resolve_device
 from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, resolve
-from pyro_fcr.nn import read_tensors, write_tensors
+from pyro_fcr.nn import ConditionTable, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -92,7 +92,8 @@ class Estimator(Fitted):
     ) -> None:
         likelihood = resolve(likelihood)
         counts = likelihood.reads_counts if require_counts is None else require_counts
-        design = Design.fit(adata, schema, require_counts=counts)
+        library: Literal["totals", "ones"] = "totals" if likelihood.reads_counts else "ones"
+        design = Design.fit(adata, schema, require_counts=counts, library=library)
         use_batch = bool(design.batches) if batch_in_decoder is None else batch_in_decoder
         recipe = Recipe(
             dict(priors or {}), guide, likelihood, dict(penalties or {}), tuple(hidden), use_batch
@@ -106,6 +107,7 @@ class Estimator(Fitted):
         self.declaration = self.declare(design, sizes)
         self._model, self._guide, self._objective = self._fresh(self._cells, seed=0)
         self._history: pd.DataFrame | None = None
+        self._split: Split | None = None
         self.settings: dict[str, Any] = {}
 
     def _fresh(self, cells: Cells | None, *, seed: int) -> tuple[Any, Any, Any]:
@@ -270,6 +272,7 @@ class Estimator(Fitted):
         names = train.names.tolist()
         before = copy.deepcopy(self._objective.state_dict())
         self._objective.load_state_dict(self._fresh(train, seed=seed)[2].state_dict())
+        self._forget_unseen(train)
         trainer = Trainer(
             self._objective,
             plan,
@@ -300,13 +303,20 @@ class Estimator(Fitted):
         finally:
             self._objective.eval()
             if trainer.rows:
-                self._history = trainer.history
+                self._history, self._split = trainer.history, split
                 told = {"seed": seed, "batch_size": batch_size, "steps": steps}
                 self.settings = {**told, **_told(plan)}
             else:
                 # Nothing was trained: what was there before is still there.
                 self._objective.load_state_dict(before)
         return self.history
+
+    def _forget_unseen(self, cells: Cells) -> None:
+        _, first = np.unique(self._condition(cells), return_index=True)
+        conditions = cells.batch(first).to(self.device)
+        for module in self._objective.modules():
+            if isinstance(module, ConditionTable):
+                module.zero_unseen(conditions)
 
     def _leakage(self, cells: Cells) -> dict[str, float]:
         means = {name: mean for name, (mean, _) in self._moments(cells).items()}

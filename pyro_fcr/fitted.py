@@ -53,6 +53,7 @@ class Fitted(ABC):
 
     _cells: Cells | None
     _history: pd.DataFrame | None
+    _split: Split | None
 
     @property
     @abstractmethod
@@ -376,11 +377,7 @@ class Fitted(ABC):
         do
             As for :meth:`counterfactual`.
         """
-        treated = {"treatment", "dose", self.design.schema.treatment, self.design.schema.dose}
-        batch = {"batch", self.design.schema.batch}
-        causes = {
-            "treatment" if k in treated else "batch" if k in batch else "covariates" for k in do
-        }
+        causes = self.design.causes(do)
         return [block.name for block in self.declaration.blocks if block.parents & causes]
 
     def _expression(self, found: Expression, cells: Cells) -> AnnData:
@@ -476,7 +473,8 @@ class Fitted(ABC):
             The cells the model was trained on; the training data by default.
         split
             The split the model was trained with: conditions without training cells do not count.
-            Without one, all cells are taken for training cells.
+            That of the last ``fit`` by default; a loaded model has none, and then all cells are
+            taken for training cells.
         block
             The block that depends on treatment and covariates; found by its parents by default.
         replicates
@@ -511,6 +509,7 @@ class Fitted(ABC):
         self._fitted()
         cells = self.encode(adata)
         self._require(cells, both, "the certificate")
+        split = self._split if adata is None and split is None else split
         if split is not None:
             cells = cells.subset(split.mask(cells, "train"))
         mean, sd = self._moments(cells)[block]

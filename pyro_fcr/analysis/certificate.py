@@ -70,7 +70,7 @@ def interaction_certificate(
     sd: np.ndarray,
     cells: Cells,
     *,
-    prior: tuple[np.ndarray, np.ndarray] | None = None,
+    prior: tuple[np.ndarray, np.ndarray],
     replicates: int,
     seed: int,
 ) -> Certificate:
@@ -88,9 +88,7 @@ def interaction_certificate(
     cells
         The same cells, for their conditions; those of unknown ones (code -1) are left out.
     prior
-        Mean and scale of the block's prior at every condition, from :func:`learned_prior`;
-        without it the aggregate posterior stands for the prior, which it matches only in a model
-        whose prior can follow.
+        Mean and scale of the block's prior at every condition, from :func:`learned_prior`.
     replicates
         Number of bootstrap replicates.
     seed
@@ -124,10 +122,6 @@ def interaction_certificate(
         n_boot=replicates,
         seed=seed,
     )
-    if prior is None:
-        return rank_certificate(
-            cloud.loc, cloud.scale, cloud.loc_replicates, cloud.scale_replicates
-        )
     present = np.ix_([int(t) for t in cloud.treatments], [int(x) for x in cloud.covariates])
     empty = np.isnan(cloud.loc)
     loc, scale = (np.where(empty, np.nan, np.asarray(a, float)[present]) for a in prior)

@@ -17,7 +17,8 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pyro_fcr.analysis import plots
-from pyro_fcr.analysis.certificate import interaction_certificate
+from pyro_fcr.analysis.certificate import interaction_certificate, learned_prior
+from pyro_fcr.analysis.conditions import condition_labels
 from pyro_fcr.analysis.draws import moments, seeded
 from pyro_fcr.analysis.expression import expected_counts
 from pyro_fcr.errors import FCRError
@@ -154,7 +155,7 @@ def write_report(
             page.missing[section] = reason
     else:
         shown = _labelled(cells, seed)
-        _show_cells(page, model, shown, len(cells), seed)
+        _show_cells(page, model, shown, split, len(cells), seed)
         _show_predictions(page, model, adata, cells, split, evaluation, seed)
     content = _template().render(
         page=page, blocks=_blocks(model), system=type(model).__name__, title="pyro_fcr report"
@@ -230,7 +231,7 @@ def interaction_strength(mean: np.ndarray, sd: np.ndarray, cells: Cells) -> pd.D
         Treatments (control left out) by covariates; missing where a condition or its control has
         fewer than five cells.
     """
-    treatment, covariate = _labels(cells)
+    treatment, covariate = condition_labels(cells)
     control = cells.design.treatment_levels[0]
     prior = bootstrap_prior(
         mean, treatment, covariate, control=control, variance=sd**2, n_boot=1
@@ -280,10 +281,12 @@ def _describe_run(
     page.tables["conditions"] = _rows(conditions, most=24)
 
 
-def _show_cells(page: _Page, model: Reported, cells: Cells, n_all: int, seed: int) -> None:
+def _show_cells(
+    page: _Page, model: Reported, cells: Cells, split: Split | None, n_all: int, seed: int
+) -> None:
     found, design = _moments(model, cells), model.design
     means = {name: mean for name, (mean, _) in found.items()}
-    treatment, covariate = _labels(cells)
+    treatment, covariate = condition_labels(cells)
     page.words["cells"] = (
         f"{len(cells):,} of {n_all:,} cells" if len(cells) < n_all else f"{n_all:,} cells"
     )
@@ -313,9 +316,18 @@ def _show_cells(page: _Page, model: Reported, cells: Cells, n_all: int, seed: in
         page.missing["certificate"] = page.missing["interaction"] = "No interaction block."
         return
     try:
+        with seeded(seed):
+            prior = learned_prior(model.model, model.guide, both[0], model.design)
+        trained = np.ones(len(cells), bool) if split is None else split.mask(cells, "train")
+        mean, sd = found[both[0]]
         certificate = interaction_certificate(
-            *found[both[0]], cells, replicates=100, seed=seed
-        )  # fmt: skip
+            mean[trained],
+            sd[trained],
+            cells.subset(trained),
+            prior=prior,
+            replicates=100,
+            seed=seed,
+        )
         page.words["verdict"] = certificate.verdict
         page.words["certificate"] = str(certificate)
         _show_interaction(page, interaction_strength(*found[both[0]], cells))
@@ -399,7 +411,7 @@ def _show_scatter(
 ) -> None:
     """Draw the held-out condition with the most cells, gene by gene."""
     design = model.design
-    treatment, covariate = _labels(cells)
+    treatment, covariate = condition_labels(cells)
     train, test = split.mask(cells, "train"), split.mask(cells, "test")
 
     def of(t: str, x: str) -> NDArray[np.bool_]:
@@ -522,16 +534,6 @@ def _moments(model: Reported, cells: Cells) -> Moments:
         name: (np.concatenate([m for m, _ in both]), np.concatenate([s for _, s in both]))
         for name, both in parts.items()
     }
-
-
-def _labels(cells: Cells) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
-    """Return each cell's treatment group and joint covariate; unknown ones are empty."""
-    design = cells.design
-    joint = [" | ".join(level) for level in design.covariate_levels]
-    treatments = np.asarray([*design.treatment_levels, ""], dtype=object)
-    covariates = np.asarray([*joint, ""], dtype=object)
-    # A code of -1 reads the empty label at the end.
-    return treatments[cells.treatment_id], covariates[cells.covariate_id]
 
 
 def _common(labels: NDArray[Any], most: int) -> NDArray[np.bool_]:

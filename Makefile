@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## Fit FCR on the bundled Kang PBMC data; the results land in runs/demo
-	$(BIN)/pyro-fcr demo --out runs/demo
+	$(ONE_THREAD) $(BIN)/pyro-fcr demo --out runs/demo
 
 test: lint types ## Lint, types, every test and every tutorial
 	$(PYTEST)

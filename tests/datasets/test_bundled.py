@@ -51,6 +51,94 @@ def test_gbm_crispri():
     assert set(adata.obs["cell_line"]) == {"A172", "T98G", "U87MG"}
 
 
+def test_bodenmiller():
+    adata = datasets.bodenmiller()
+    assert adata.shape == (51_936, 14)
+    assert set(adata.var["marker_class"]) == {"functional"}
+    conditions = adata.obs.groupby(["cell_type", "treatment"], observed=True).size()
+    assert len(conditions) == 14 * 4
+    assert (adata.obs["treatment"] == "reference").sum() == 15_792
+    assert not adata.is_view
+    everything = datasets.bodenmiller(functional=False)
+    assert everything.shape == (51_936, 9 + 14)
+    # BCR/FcR-XL phosphorylates Plcg2 in B cells, hardly in CD8 T cells.
+    shift = {}
+    for kind in ("igm+", "cd8+"):
+        of_kind = adata[adata.obs["cell_type"] == kind, "pPlcg2"]
+        stimulated = (of_kind.obs["treatment"] == "BCR/FcR-XL").to_numpy()
+        resting = (of_kind.obs["treatment"] == "reference").to_numpy()
+        shift[kind] = of_kind.X[stimulated].mean() - of_kind.X[resting].mean()
+    assert shift["igm+"] > 5 * abs(shift["cd8+"])
+
+
+def test_thp1():
+    adata = datasets.thp1()
+    assert adata.shape == (16_192, 299)
+    assert whole(adata)
+    assert adata.obs["target"].nunique() == 25 + 1
+    assert (adata.obs["target"] == "non-targeting").sum() == 1923
+    assert adata.obs["batch"].nunique() == 3
+
+
+def test_norman():
+    adata = datasets.norman()
+    assert adata.shape == (3375, 144)
+    assert whole(adata)
+    labels = set(adata.obs["treatment"])
+    pairs = {label for label in labels if "+" in label}
+    assert len(pairs) == 15
+    assert len(labels - pairs - {"control"}) == 18
+    assert sum(set(pair.split("+")) <= labels for pair in pairs) == 5
+
+
+def test_lincs_p100():
+    adata = datasets.lincs_p100()
+    assert adata.shape == (1702, 96)
+    assert np.isfinite(adata.X).all()
+    factorial = adata.obs.groupby(["cell_line", "treatment"], observed=True).size()
+    assert len(factorial) == 6 * 85
+    assert factorial.min() >= 2
+    assert len(adata.obs["treatment"].cat.categories) == 85
+    assert datasets.lincs_p100(core=False).shape == (2310, 96)
+
+
+def test_mixology():
+    adata = datasets.mixology()
+    assert adata.shape == (1345, 889)
+    assert whole(adata)
+    assert adata.obs["batch"].value_counts().to_dict() == {
+        "10x": 895, "CEL-seq2": 240, "Drop-seq": 210,
+    }  # fmt: skip
+    assert set(adata.obs["cell_line"]) == {"H1975", "H2228", "HCC827"}
+
+
+def test_rnamix():
+    adata = datasets.rnamix()
+    assert adata.shape == (636, 13_880)
+    assert whole(adata)
+    proportions = adata.obs[["H2228_prop", "H1975_prop", "HCC827_prop"]].to_numpy()
+    np.testing.assert_allclose(proportions.sum(1), 1, atol=0.011)
+    assert len(np.unique(proportions, axis=0)) == adata.obs["mixture"].nunique() == 7
+    assert set(adata.obs["mRNA_amount"]) == {3.75, 7.5, 15, 30}
+    assert adata.obs["batch"].value_counts().to_dict() == {"CEL-seq2": 340, "SORT-seq": 296}
+
+
+def test_pbmc_3tech():
+    adata = datasets.pbmc_3tech()
+    assert adata.shape == (1500, 1260)
+    assert whole(adata)
+    assert set(adata.obs["batch"]) == {"3pv1", "3pv2", "5p"}
+    assert adata.obs["cell_type"].nunique() == 9
+
+
+def test_jurkat():
+    adata = datasets.jurkat()
+    assert adata.shape == (7500, 2000)
+    assert whole(adata)
+    assert adata.obs["target"].nunique() == 20 + 1
+    assert set(adata.obs["context"]) == {"stimulated", "unstimulated"}
+
+
 @pytest.mark.parametrize("name", bundled.SHA256)
 def test_provenance_stands_beside_the_file(name):
     folder = Path(bundled.__file__).parent / "files"

@@ -45,12 +45,16 @@ class Declaration:
     aligned
         Blocks whose components, not only the block as a whole, are to be recovered: their gauge
         is fixed during training (:mod:`pyro_fcr.infer.gauge`).
+    batch_in_decoder
+        Whether the decoder reads the schema's batch where the user does not say; not so where a
+        block is to hold it.
     """
 
     blocks: tuple[Block, ...]
     priors: Mapping[str, Prior]
     terms: Mapping[str, Weighted] = field(default_factory=dict)
     aligned: tuple[str, ...] = ()
+    batch_in_decoder: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ class Recipe:
     hidden
         Widths of the decoder's hidden layers.
     batch_in_decoder
-        Whether the technical batch enters the decoder.
+        Whether the technical batch enters the decoder; ``None`` leaves it to the system.
+    options
+        The system's own options, as :meth:`Estimator.declare` takes them.
     """
 
     priors: Mapping[str, Prior]
@@ -78,7 +84,8 @@ class Recipe:
     likelihood: Likelihood
     penalties: Mapping[str, Any]
     hidden: tuple[int, ...]
-    batch_in_decoder: bool
+    batch_in_decoder: bool | None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def assemble(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
+import inspect
 import math
 from abc import abstractmethod
 from pathlib import Path
@@ -17,7 +19,7 @@ from pyro_fcr import io
 from pyro_fcr.analysis.conditions import condition_cells
 from pyro_fcr.analysis.leakage import block_leakage
 from pyro_fcr.assembly import Declaration, Recipe, assemble
-from pyro_fcr.data import Cells, Design, MemorySource, Schema, Split
+from pyro_fcr.data import Cells, Design, MemorySource, Schema, Split, checks
 from pyro_fcr.errors import DesignError, FCRError, FitError, LoadError, sentence
 from pyro_fcr.fitted import CHUNK, Fitted
 from pyro_fcr.infer import Plan, Settled, Trainer, align, resolve_device
@@ -25,7 +27,7 @@ from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, re
 from pyro_fcr.nn import ConditionTable, read_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from anndata import AnnData
     from torch import nn
@@ -63,9 +65,12 @@ class Estimator(Fitted):
     hidden
         Widths of the decoder's hidden layers.
     batch_in_decoder
-        Whether the schema's batch enters the decoder; by default where the schema names one.
+        Whether the schema's batch enters the decoder; by default where the schema names one and
+        the system leaves the batch to the decoder.
     require_counts
         Refuse data that are no molecule counts; by default what the likelihood asks for.
+    **options
+        The system's own options, by the names that its :meth:`declare` takes.
 
     Raises
     ------
@@ -89,22 +94,34 @@ class Estimator(Fitted):
         hidden: Sequence[int] = (128, 128),
         batch_in_decoder: bool | None = None,
         require_counts: bool | None = None,
+        **options: Any,
     ) -> None:
+        self._check_options(options)
         likelihood = resolve(likelihood)
         counts = likelihood.reads_counts if require_counts is None else require_counts
         library: Literal["totals", "ones"] = "totals" if likelihood.reads_counts else "ones"
         design = Design.fit(adata, schema, require_counts=counts, library=library)
-        use_batch = bool(design.batches) if batch_in_decoder is None else batch_in_decoder
         recipe = Recipe(
-            dict(priors or {}), guide, likelihood, dict(penalties or {}), tuple(hidden), use_batch
+            dict(priors or {}),
+            guide,
+            likelihood,
+            dict(penalties or {}),
+            tuple(hidden),
+            batch_in_decoder,
+            options,
         )
         design.require(*self.requires, system=type(self).__name__)
         self._cells: Cells | None = design.encode(adata)
         self._assemble(design, dict(sizes or {}), recipe)
 
     def _assemble(self, design: Design, sizes: dict[str, int], recipe: Recipe) -> None:
-        self.design, self.sizes, self._recipe = design, sizes, recipe
-        self.declaration = self.declare(design, sizes)
+        self.design, self.sizes = design, sizes
+        declare: Any = self.declare
+        self.declaration = declare(design, sizes, **recipe.options)
+        if recipe.batch_in_decoder is None:
+            use_batch = bool(design.batches) and self.declaration.batch_in_decoder
+            recipe = dataclasses.replace(recipe, batch_in_decoder=use_batch)
+        self._recipe = recipe
         self._model, self._guide, self._objective = self._fresh(self._cells, seed=0)
         self._history: pd.DataFrame | None = None
         self._split: Split | None = None
@@ -134,9 +151,28 @@ class Estimator(Fitted):
         )
 
     @classmethod
+    def _check_options(cls, options: Mapping[str, Any]) -> None:
+        known = _keyword_only(cls.declare)
+        if unknown := sorted(set(options) - set(known)):
+            raise FitError(
+                sentence(
+                    f"{cls.__name__} has no option '{unknown[0]}'",
+                    where=f"{cls.__name__}({unknown[0]}=)",
+                    expected=f"options of its own: {', '.join(known) or 'none'}",
+                    got=repr(options[unknown[0]]),
+                    hint=checks.nearest(
+                        unknown[0], [*known, *_keyword_only(Estimator.__init__)], "leave it out"
+                    ).rstrip("?"),
+                )
+            )
+
+    @classmethod
     @abstractmethod
     def declare(cls, design: Design, sizes: Mapping[str, int]) -> Declaration:
         """Return the system's blocks, default priors and terms for a design.
+
+        What a system takes beside these two, as keyword-only arguments with a default, are its
+        own options: the constructor hands them over, ``save`` and ``load`` keep them.
 
         Parameters
         ----------
@@ -372,6 +408,7 @@ class Estimator(Fitted):
             "penalties": {name: io.describe(given) for name, given in recipe.penalties.items()},
             "hidden": list(recipe.hidden),
             "batch_in_decoder": recipe.batch_in_decoder,
+            "options": {name: io.describe(given) for name, given in recipe.options.items()},
         }
         write_tensors(folder / "weights.safetensors", self._objective.state_dict(), {})
         history.to_csv(folder / "history.csv")
@@ -419,6 +456,7 @@ def load(
     guide: Any = None,
     likelihood: Likelihood | None = None,
     penalties: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     system: type[Estimator] | None = None,
     device: str | torch.device = "cpu",
 ) -> Any:
@@ -430,8 +468,8 @@ def load(
     ----------
     path
         The folder.
-    priors, guide, likelihood, penalties
-        The user's own parts, where the model had any.
+    priors, guide, likelihood, penalties, options
+        The user's own parts, where the model had any; ``options`` by the options' names.
     system
         The class, for a system that does not ship with this package.
     device
@@ -460,7 +498,7 @@ def load(
                 hint="pass its class as system=",
             )
         )
-    given, own = dict(priors or {}), dict(penalties or {})
+    given, own, told = dict(priors or {}), dict(penalties or {}), dict(options or {})
     try:
         recipe = Recipe(
             {k: io.rebuild(v, given.get(k), slot=f"priors={{'{k}': ...}}")
@@ -471,6 +509,8 @@ def load(
              for k, v in saved["penalties"].items()},
             tuple(saved["hidden"]),
             bool(saved["batch_in_decoder"]),
+            {k: io.rebuild(v, told.get(k), slot=f"options={{'{k}': ...}}")
+             for k, v in saved.get("options", {}).items()},
         )  # fmt: skip
         made = known[saved["system"]]._from_saved(saved, recipe)
         weights, _ = read_tensors(folder / "weights.safetensors")
@@ -492,6 +532,11 @@ def load(
         ) from error
     made._objective.to(resolve_device(device)).eval()
     return made
+
+
+def _keyword_only(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def _batches(cells: Cells) -> Iterator[Batch]:

@@ -1,8 +1,9 @@
 """Factorised causal representations of single cells, in Pyro."""
 
-from pyro_fcr import datasets, evaluate, guides, likelihoods, penalties, priors, simulate
+from pyro_fcr import datasets, decoders, evaluate, guides, likelihoods, penalties, priors, simulate
 from pyro_fcr.analysis.posterior import to_arviz
 from pyro_fcr.data import Design, Schema, Split, splits, top_genes
+from pyro_fcr.decoders import Decoder
 from pyro_fcr.estimator import load
 from pyro_fcr.guides import Guide
 from pyro_fcr.likelihoods import Likelihood
@@ -14,6 +15,7 @@ from pyro_fcr.systems import FCR
 __all__ = [
     "FCR",
     "Block",
+    "Decoder",
     "Design",
     "Guide",
     "Likelihood",
@@ -22,6 +24,7 @@ __all__ = [
     "Schema",
     "Split",
     "datasets",
+    "decoders",
     "evaluate",
     "guides",
     "likelihoods",

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from pyro_fcr.analysis.draws import seeded
+from pyro_fcr.decoders import Decoder, NetworkDecoder
 from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.guides import Composed, Guide, check_coverage
 from pyro_fcr.infer import Objective, Weighted
-from pyro_fcr.infer.slots import check_distribution, check_priors, check_terms
+from pyro_fcr.infer.slots import check_decoded, check_distribution, check_priors, check_terms
 from pyro_fcr.model import OBSERVATION, LatentModel, global_sites
-from pyro_fcr.nn import Decoder
 from pyro_fcr.penalties import Head, Penalty
 from pyro_fcr.priors import Prior
 
@@ -48,6 +48,12 @@ class Declaration:
     batch_in_decoder
         Whether the decoder reads the schema's batch where the user does not say; not so where a
         block is to hold it.
+    decoder
+        The default decoder.
+    guide
+        The default guide; ``None`` for label-free amortised encoders.
+    betas
+        Factors on the blocks' divergences, by block; 1 for those not named.
     """
 
     blocks: tuple[Block, ...]
@@ -55,6 +61,9 @@ class Declaration:
     terms: Mapping[str, Weighted] = field(default_factory=dict)
     aligned: tuple[str, ...] = ()
     batch_in_decoder: bool = True
+    decoder: Decoder = field(default_factory=NetworkDecoder)
+    guide: Any = None
+    betas: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,9 @@ class Recipe:
     priors
         Priors that replace the declared ones, by block.
     guide
-        A guide, or ``None`` for label-free amortised encoders.
+        A guide, or ``None`` for the declared one.
+    decoder
+        A decoder, or ``None`` for the declared one.
     likelihood
         The likelihood.
     penalties
@@ -81,6 +92,7 @@ class Recipe:
 
     priors: Mapping[str, Prior]
     guide: Any
+    decoder: Decoder | None
     likelihood: Likelihood
     penalties: Mapping[str, Any]
     hidden: tuple[int, ...]
@@ -130,32 +142,30 @@ def assemble(
         priors = _bound_priors(declaration, recipe, design)
         likelihood = copy.deepcopy(recipe.likelihood)
         likelihood.bind(design.n_genes)
-        decoder = Decoder(
-            sum(block.size for block in blocks),
-            design.n_genes * likelihood.channels,
-            hidden=recipe.hidden,
-            n_batches=design.n_batches if recipe.batch_in_decoder else 0,
-        )
-        with torch.no_grad():
-            decoder.linear.bias.copy_(likelihood.start(genes.rate))
+        start = likelihood.start(genes.rate)
+        decoder = _bound_decoder(declaration, recipe, design, start)
         model = LatentModel(blocks, priors=priors, decoder=decoder, likelihood=likelihood)
         if check:
             check_priors(blocks, model.priors, batch)
-        _check_likelihood(model, design, batch)
-        guide = _bound_guide(recipe.guide, model, design, batch, genes)
+        _check_likelihood(model, design, batch, len(start))
+        given = declaration.guide if recipe.guide is None else recipe.guide
+        guide = _bound_guide(given, model, design, batch, genes)
         if check:
             check_coverage(model, guide, batch)
         penalties, heads = _bound_terms(declaration, recipe, design)
-        objective = Objective(model, guide, penalties=penalties, heads=heads)
+        objective = Objective(
+            model, guide, penalties=penalties, heads=heads, betas=declaration.betas
+        )
         if check:
             check_terms(objective, batch)
     return model, guide, objective
 
 
-def _check_likelihood(model: LatentModel, design: Design, batch: Batch) -> None:
+def _check_likelihood(model: LatentModel, design: Design, batch: Batch, n_out: int) -> None:
     # In a fork: the weights made after the check are those made without it.
     with torch.no_grad(), torch.random.fork_rng():
         z = {block.name: model.priors[block.name](batch).sample() for block in model.blocks}
+        check_decoded(model.decoder(torch.cat(list(z.values()), dim=-1), batch), len(batch), n_out)
         made = model.observation(z, batch)
         check_distribution(OBSERVATION, made, (len(batch),), (design.n_genes,))
 
@@ -177,6 +187,31 @@ def _bound_priors(declaration: Declaration, recipe: Recipe, design: Design) -> d
     for block in declaration.blocks:
         priors[block.name].bind(block, design)
     return priors
+
+
+def _bound_decoder(
+    declaration: Declaration, recipe: Recipe, design: Design, start: torch.Tensor
+) -> Decoder:
+    given = declaration.decoder if recipe.decoder is None else recipe.decoder
+    if not isinstance(given, Decoder):
+        raise SlotError(
+            sentence(
+                "no decoder",
+                where="decoder=",
+                expected="a pyro_fcr.Decoder",
+                got=type(given).__name__,
+                hint="subclass pyro_fcr.Decoder, or use one of pyro_fcr.decoders",
+            )
+        )
+    decoder = copy.deepcopy(given)
+    decoder.bind(
+        declaration.blocks,
+        design,
+        start,
+        hidden=recipe.hidden,
+        with_batch=recipe.batch_in_decoder,
+    )
+    return decoder
 
 
 def _bound_guide(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pyro_fcr.data import Batch
+    from pyro_fcr.decoders import Decoder
     from pyro_fcr.model import LatentModel
     from pyro_fcr.priors import Prior
 
@@ -56,6 +57,8 @@ class Estimator(Fitted):
         :class:`~pyro_fcr.guides.Amortised`, :class:`~pyro_fcr.guides.Composed`, or any module
         called with a batch that samples the model's latent sites. By default label-free
         amortised encoders, with an ``AutoNormal`` for the globals where there are any.
+    decoder
+        A :class:`~pyro_fcr.decoders.Decoder` that replaces the system's.
     likelihood
         ``"nb"``, ``"zinb"``, ``"poisson"``, ``"normal"``, or a
         :class:`~pyro_fcr.likelihoods.Likelihood`.
@@ -89,6 +92,7 @@ class Estimator(Fitted):
         sizes: Mapping[str, int] | None = None,
         priors: Mapping[str, Prior] | None = None,
         guide: Any = None,
+        decoder: Decoder | None = None,
         likelihood: str | Likelihood = "nb",
         penalties: Mapping[str, Any] | None = None,
         hidden: Sequence[int] = (128, 128),
@@ -102,17 +106,32 @@ class Estimator(Fitted):
         library: Literal["totals", "ones"] = "totals" if likelihood.reads_counts else "ones"
         design = Design.fit(adata, schema, require_counts=counts, library=library)
         recipe = Recipe(
-            dict(priors or {}),
-            guide,
-            likelihood,
-            dict(penalties or {}),
-            tuple(hidden),
-            batch_in_decoder,
-            options,
+            priors=dict(priors or {}),
+            guide=guide,
+            decoder=decoder,
+            likelihood=likelihood,
+            penalties=dict(penalties or {}),
+            hidden=tuple(hidden),
+            batch_in_decoder=batch_in_decoder,
+            options=options,
         )
         design.require(*self.requires, system=type(self).__name__)
         self._cells: Cells | None = design.encode(adata)
         self._assemble(design, dict(sizes or {}), recipe)
+
+    @classmethod
+    def _check_options(cls, options: Mapping[str, Any]) -> None:
+        known = list(inspect.signature(cls.declare).parameters)[2:]
+        if unknown := sorted(set(options) - set(known)):
+            raise SlotError(
+                sentence(
+                    f"{cls.__name__} has no option '{unknown[0]}'",
+                    where=cls.__name__,
+                    expected=f"one of {known}" if known else "no options of its own",
+                    got=f"{unknown[0]}=",
+                    hint="check the spelling",
+                )
+            )
 
     def _assemble(self, design: Design, sizes: dict[str, int], recipe: Recipe) -> None:
         self.design, self.sizes = design, sizes
@@ -169,7 +188,10 @@ class Estimator(Fitted):
     @classmethod
     @abstractmethod
     def declare(cls, design: Design, sizes: Mapping[str, int]) -> Declaration:
-        """Return the system's blocks, default priors and terms for a design.
+        """Return the system's blocks, default parts and terms for a design.
+
+        A system with options of its own takes them here, by keyword and with defaults: they are
+        accepted by its constructor, saved, and given again when it is loaded.
 
         What a system takes beside these two, as keyword-only arguments with a default, are its
         own options: the constructor hands them over, ``save`` and ``load`` keep them.
@@ -404,6 +426,7 @@ class Estimator(Fitted):
             "design": self.design.to_dict(),
             "priors": {name: io.describe(prior) for name, prior in recipe.priors.items()},
             "guide": io.describe(recipe.guide),
+            "decoder": io.describe(recipe.decoder),
             "likelihood": io.describe(recipe.likelihood),
             "penalties": {name: io.describe(given) for name, given in recipe.penalties.items()},
             "hidden": list(recipe.hidden),
@@ -454,6 +477,7 @@ def load(
     *,
     priors: Mapping[str, Prior] | None = None,
     guide: Any = None,
+    decoder: Decoder | None = None,
     likelihood: Likelihood | None = None,
     penalties: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -468,7 +492,7 @@ def load(
     ----------
     path
         The folder.
-    priors, guide, likelihood, penalties, options
+    priors, guide, decoder, likelihood, penalties, options
         The user's own parts, where the model had any; ``options`` by the options' names.
     system
         The class, for a system that does not ship with this package.
@@ -504,6 +528,7 @@ def load(
             {k: io.rebuild(v, given.get(k), slot=f"priors={{'{k}': ...}}")
              for k, v in saved["priors"].items()},
             io.rebuild(saved["guide"], guide, slot="guide=..."),
+            io.rebuild(saved["decoder"], decoder, slot="decoder=..."),
             io.rebuild(saved["likelihood"], likelihood, slot="likelihood=..."),
             {k: io.rebuild(v, own.get(k), slot=f"penalties={{'{k}': ...}}")
              for k, v in saved["penalties"].items()},

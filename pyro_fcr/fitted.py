@@ -103,9 +103,7 @@ class Fitted(ABC):
         if adata is None:
             return self.cells
         cells = self.design.encode(adata, labels="optional")
-        if getattr(getattr(self.guide, "locals", self.guide), "labels", False):
-            parents = [block.parents for block in self.declaration.blocks]
-            self._require(cells, frozenset().union(*parents), "the encoders")
+        self._require(cells, getattr(self.guide, "reads", frozenset()), "the encoders")
         return cells
 
     def _require(self, cells: Cells, read: frozenset[str], reader: str) -> None:
@@ -332,6 +330,9 @@ class Fitted(ABC):
         ------
         CategoryError
             If ``do`` names a column or value the model does not know.
+        DesignError
+            If nothing in the model depends on what ``do`` sets, or the cells lack a label that
+            is read.
         """
         factual = self.encode(adata)
         intervened, redraw = self.design.do(factual, do), self.descendants(do)
@@ -390,8 +391,18 @@ class Fitted(ABC):
     ) -> Expression:
         self._fitted()
         intervened, redraw = self.design.do(factual, do) if do else factual, self.descendants(do)
+        if do and not redraw and not self.model.decoder.reads & self.design.causes(do):
+            raise DesignError(
+                sentence(
+                    f"nothing in this {type(self).__name__} depends on {sorted(do)}",
+                    where="do",
+                    expected="a label that a block's prior or the decoder reads",
+                    got=f"{dict(do)}",
+                    hint="it can reconstruct, but knows no such intervention; use another system",
+                )
+            )
         parents = [block.parents for block in self.declaration.blocks if block.name in redraw]
-        read = frozenset({"batch"} if self.model.decoder.n_batches else ()).union(*parents)
+        read = self.model.decoder.reads.union(*parents)
         self._require(intervened, read, "the priors and the decoder")
         return expected_counts(
             self.model,

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_fcr.nn import Decoder, LocalModule, in_cell_plate, latent_sites, touch_globals
+from pyro_fcr.nn import LocalModule, in_cell_plate, latent_sites, touch_globals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyro.distributions as dist
 
     from pyro_fcr.data import Batch
+    from pyro_fcr.decoders import Decoder
     from pyro_fcr.likelihoods import Likelihood
     from pyro_fcr.nn import Block
     from pyro_fcr.priors import Prior
@@ -46,7 +47,7 @@ class LatentModel(LocalModule):
     priors
         A bound prior per block, by the block's name.
     decoder
-        Maps the concatenated latents to the likelihood's input.
+        A bound decoder.
     likelihood
         A bound likelihood.
     """
@@ -87,7 +88,7 @@ class LatentModel(LocalModule):
         z
             One tensor (..., B, d) per block.
         batch
-            B cells; their library sizes and technical batches are read.
+            B cells; their library sizes and what labels the decoder reads.
         """
         latents = torch.cat([z[block.name] for block in self.blocks], dim=-1)
         return self.likelihood(self.decoder(latents, batch), batch)

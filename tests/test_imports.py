@@ -25,7 +25,7 @@ FRONT = "__init__"  # the room of pyro_fcr/__init__.py
 # The direction of imports, as ARCHITECTURE.md draws it. A room may always import itself.
 LEAVES = frozenset({"errors", "_version"})
 GROUND = LEAVES | {"data", "nn", "distributions"}
-PARTS = GROUND | {"priors", "likelihoods", "penalties"}
+PARTS = GROUND | {"decoders", "priors", "likelihoods", "penalties"}
 MODEL = PARTS | {"guides", "model"}
 READS = MODEL | {"infer", "evaluate", "analysis", "io"}
 ALLOWED: dict[str, frozenset[str]] = {
@@ -34,6 +34,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "data": LEAVES,
     "distributions": LEAVES,
     "nn": LEAVES | {"data"},
+    "decoders": GROUND,
     "priors": GROUND,
     "likelihoods": GROUND,
     "penalties": GROUND,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_fcr.guides.base import Guide
-from pyro_fcr.nn import ConditionTable, ParallelMLP
+from pyro_fcr.nn import ConditionTable, ParallelMLP, check_labels
 from pyro_fcr.priors import bounded_exp
 
 if TYPE_CHECKING:
@@ -29,16 +29,20 @@ class Amortised(Guide):
     Parameters
     ----------
     labels
-        Whether each encoder also sees the labels its block's prior is conditioned on, as in the
-        paper. Without them (the default) a latent holds what the cell's own genes say, and cells
-        whose treatment or covariates are unknown can be embedded too.
+        Whether each encoder also sees the labels its block's prior is conditioned on, as in
+        FCR's paper; or the names of labels that all of them see. Without any (the default) a
+        latent holds what the cell's own genes say, and cells whose treatment or covariates are
+        unknown can be embedded too.
     width, depth
         Hidden layers of each encoder.
     """
 
-    def __init__(self, labels: bool = False, width: int = 128, depth: int = 2) -> None:
+    def __init__(
+        self, labels: bool | Sequence[str] = False, width: int = 128, depth: int = 2
+    ) -> None:
         super().__init__()
-        self.labels, self.width, self.depth = labels, width, depth
+        self.labels = labels if isinstance(labels, bool) else tuple(labels)
+        self.width, self.depth = width, depth
 
     def bind(
         self,
@@ -56,8 +60,12 @@ class Amortised(Guide):
         self.encoders = ParallelMLP(design.n_genes, sizes, width=self.width, depth=self.depth)
         if self.labels:
             start = torch.full((self.width,), 0.1)
+            chosen = None if isinstance(self.labels, bool) else frozenset(self.labels)
+            read = [block.parents if chosen is None else chosen for block in blocks]
+            where = "Amortised(labels=)"
+            self.reads = check_labels(frozenset().union(*read), design, where=where)
             self.label_tables = nn.ModuleList(
-                ConditionTable(design, block.parents, start) for block in blocks
+                ConditionTable(design, labels, start) for labels in read
             )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

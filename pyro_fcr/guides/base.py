@@ -33,6 +33,10 @@ class Guide(Part):
     sites will do.
     """
 
+    reads: frozenset[str] = frozenset()
+    """Labels the encoders read, of ``"treatment"``, ``"covariates"`` and ``"batch"``: cells
+    without them cannot be embedded. Known once the guide is bound."""
+
     def bind(
         self,
         blocks: Sequence[Block],

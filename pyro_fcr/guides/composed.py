@@ -69,6 +69,7 @@ class Composed(Guide):
     ) -> None:
         """Size the locals' guide."""
         self.locals.bind(blocks, design, likelihood, genes)
+        self.reads = self.locals.reads
 
     def missing(self, sites: Sequence[str], batch: Batch) -> list[str]:
         """Return those of the model's global sites that the locals' guide does not sample itself.

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_fcr.nn import (
-    MLP,
     ConditionTable,
-    Decoder,
     ParallelMLP,
     in_cell_plate,
     latent_sites,
@@ -136,11 +134,13 @@ class SiteELBO(TraceMeanField_ELBO):
     kl_weight
         Factor on the divergences of the latents in the cell plate (annealing). Both forms of
         divergence carry it.
+    betas
+        A further factor on a site's divergence, by its name; 1 for those not named.
     """
 
-    def __init__(self, kl_weight: float = 1.0) -> None:
+    def __init__(self, kl_weight: float = 1.0, betas: Mapping[str, float] | None = None) -> None:
         super().__init__()
-        self.kl_weight = kl_weight
+        self.kl_weight, self.betas = kl_weight, dict(betas or {})
 
     def site_terms(
         self, model: Callable[[Batch], Any], guide: Callable[[Batch], Any], batch: Batch
@@ -189,7 +189,8 @@ class SiteELBO(TraceMeanField_ELBO):
         """Return −Σ log-densities + Σ weighted divergences + Σ factors."""
         loss = torch.stack([-value for value in observed.values()]).sum()
         for name, value in divergences.items():
-            loss = loss + (self.kl_weight if name in self.local_sites else 1.0) * value
+            annealed = self.kl_weight if name in self.local_sites else 1.0
+            loss = loss + annealed * self.betas.get(name, 1.0) * value
         for value in factors.values():
             loss = loss + value
         return loss
@@ -204,6 +205,8 @@ class Objective(nn.Module):
         Called with a batch.
     penalties, heads
         Weighted parts by site name.
+    betas
+        Factors on latent sites' divergences by name; 1 for those not named.
     """
 
     def __init__(
@@ -213,11 +216,12 @@ class Objective(nn.Module):
         *,
         penalties: Mapping[str, Weighted],
         heads: Mapping[str, Weighted],
+        betas: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.model = ObservedHeads(model, heads)
         self.guide = PenalisedGuide(guide, penalties)
-        self.elbo = SiteELBO()
+        self.elbo = SiteELBO(betas=betas)
 
     @property
     def critics(self) -> dict[str, Adversarial]:
@@ -242,7 +246,7 @@ class Objective(nn.Module):
         intercepts, gene-wise parameters and globals' posteriors are not shrunk.
         """
         critic = {id(p) for p in self.critic_parameters()}
-        kinds = MLP | Decoder | ParallelMLP | ConditionTable
+        kinds = nn.Linear | ParallelMLP | ConditionTable
         networks = [m for m in self.modules() if isinstance(m, kinds)]
         found = {id(p): p for m in networks for p in m.parameters() if p.ndim > 1}
         return [p for key, p in found.items() if key not in critic]

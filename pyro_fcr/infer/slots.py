@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pyro_fcr.infer.objective import Objective
     from pyro_fcr.nn import Block
 
-__all__ = ["check_distribution", "check_priors", "check_terms"]
+__all__ = ["check_decoded", "check_distribution", "check_priors", "check_terms"]
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,34 @@ def check_distribution(
             )
         )
     return made
+
+
+def check_decoded(decoded: Any, n_cells: int, n_out: int) -> None:
+    """Check what a decoder returned for some cells.
+
+    Parameters
+    ----------
+    decoded
+        What the decoder returned.
+    n_cells, n_out
+        The expected shape.
+
+    Raises
+    ------
+    SlotError
+        If it is no finite tensor of that shape.
+    """
+    shape = tuple(getattr(decoded, "shape", ()))
+    if shape != (n_cells, n_out) or not torch.isfinite(decoded).all():
+        raise SlotError(
+            sentence(
+                "the decoder's output does not fit",
+                where="decoder=",
+                expected=f"finite values of shape {(n_cells, n_out)}: cells by outputs",
+                got=f"shape {shape}" if shape != (n_cells, n_out) else "inf or nan",
+                hint="its bind() is told the outputs: as many as start has",
+            )
+        )
 
 
 def check_priors(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pyro.infer import autoguide
 
+import pyro_fcr.decoders
 import pyro_fcr.guides
 import pyro_fcr.likelihoods
 import pyro_fcr.penalties
@@ -27,6 +28,7 @@ FORMAT = 1
 """Version of the folder's layout; a newer one is refused."""
 
 ROOMS = {
+    "decoders": pyro_fcr.decoders,
     "guides": pyro_fcr.guides,
     "likelihoods": pyro_fcr.likelihoods,
     "penalties": pyro_fcr.penalties,

@@ -2,8 +2,9 @@
 
 from pyro_fcr.nn.block import Block
 from pyro_fcr.nn.conditions import ConditionTable
+from pyro_fcr.nn.labels import LabelCode, check_labels
 from pyro_fcr.nn.module import LocalModule, Part, touch_globals
-from pyro_fcr.nn.networks import MLP, Decoder, ParallelMLP
+from pyro_fcr.nn.networks import MLP, ParallelMLP
 from pyro_fcr.nn.tensors import read_tensors, write_tensors
 from pyro_fcr.nn.traces import in_cell_plate, latent_sites
 
@@ -11,10 +12,11 @@ __all__ = [
     "MLP",
     "Block",
     "ConditionTable",
-    "Decoder",
+    "LabelCode",
     "LocalModule",
     "ParallelMLP",
     "Part",
+    "check_labels",
     "in_cell_plate",
     "latent_sites",
     "read_tensors",

@@ -1,4 +1,4 @@
-"""The networks: several encoders fused into one pass, and a decoder."""
+"""The networks: fully connected layers, and several of them fused into one pass."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyro_fcr.data import Batch
-
-__all__ = ["MLP", "Decoder", "ParallelMLP"]
+__all__ = ["MLP", "ParallelMLP"]
 
 
 class MLP(nn.Module):
@@ -122,51 +120,6 @@ class ParallelMLP(nn.Module):
     def _activate(self, hidden: Tensor, layer: int) -> Tensor:
         gain, bias = self.norms_kd[layer].unsqueeze(2)
         return F.gelu(F.layer_norm(hidden, (self.width,)) * gain + bias)
-
-
-class Decoder(nn.Module):
-    """From all latent blocks (and, if asked, the technical batch) to the genes.
-
-    A linear map plus a network: the linear part alone makes every latent act additively on the
-    output, which is what an unseen combination should fall back on.
-
-    Parameters
-    ----------
-    n_latent
-        Total latent dimensions.
-    n_out
-        Outputs: genes times the likelihood's channels.
-    hidden
-        Widths of the network's hidden layers.
-    n_batches
-        Number of technical batches whose one-hot code enters beside the latents; 0 for none.
-    """
-
-    def __init__(
-        self, n_latent: int, n_out: int, *, hidden: Sequence[int] = (128, 128), n_batches: int = 0
-    ) -> None:
-        super().__init__()
-        self.n_batches = n_batches
-        self.linear = nn.Linear(n_latent + n_batches, n_out)
-        self.network = MLP(n_latent + n_batches, n_out, hidden=hidden, last_bias=False)
-        with torch.no_grad():
-            self.linear.weight.mul_(0.1)
-            self.linear.bias.zero_()
-            self.network.last.weight.mul_(0.3)
-
-    def forward(self, z: Tensor, batch: Batch) -> Tensor:
-        """Map latents (..., B, n_latent) to (..., B, n_out)."""
-        if self.n_batches:
-            code = F.one_hot(batch.batch, self.n_batches).to(z.dtype)
-            z = torch.cat([z, code.expand(*z.shape[:-1], -1)], dim=-1)
-        return self.linear(z) + self.network(z)
-
-    @torch.no_grad()
-    def turn(self, columns: slice, inverse: Tensor) -> None:
-        """Read latents z' = A z in some columns as before: ``inverse`` is A⁻¹."""
-        first = next(m for m in self.network.modules() if isinstance(m, nn.Linear))
-        for layer in (self.linear, first):
-            layer.weight[:, columns] = layer.weight[:, columns] @ inverse
 
 
 def _uniform(fan_in: int, *shape: int) -> Tensor:

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from tiny import tiny_cells
 from torch import nn
 
-from pyro_fcr.nn import MLP, Decoder, ParallelMLP
+from pyro_fcr.nn import MLP, ParallelMLP
 
 
 def separate(fused: ParallelMLP, k: int) -> nn.Sequential:
@@ -69,21 +68,3 @@ def test_mlp_shapes_and_linear_case():
     flat = MLP(3, 2, hidden=(), last_bias=False)
     x = torch.randn(4, 3)
     torch.testing.assert_close(flat(2 * x), 2 * flat(x))
-
-
-def test_decoder_reads_the_batch_only_if_asked():
-    batch = tiny_cells(batch="lane").batch(slice(0, 6))
-    other = batch.replace(batch=1 - batch.batch)
-    z = torch.randn(4, 6, 3)
-    without, with_batch = Decoder(3, 10, hidden=(8,)), Decoder(3, 10, hidden=(8,), n_batches=2)
-    assert without(z, batch).shape == with_batch(z, batch).shape == (4, 6, 10)
-    torch.testing.assert_close(without(z, batch), without(z, other))
-    assert not torch.allclose(with_batch(z, batch), with_batch(z, other))
-
-
-def test_decoder_is_linear_plus_network():
-    decoder = Decoder(3, 4, hidden=(8,))
-    z = torch.randn(5, 3)
-    torch.testing.assert_close(
-        decoder(z, None), z @ decoder.linear.weight.T + decoder.linear.bias + decoder.network(z)
-    )

@@ -209,7 +209,7 @@ def _bound_decoder(
         design,
         start,
         hidden=recipe.hidden,
-        with_batch=recipe.batch_in_decoder,
+        with_batch=bool(recipe.batch_in_decoder),
     )
     return decoder
 

@@ -119,20 +119,6 @@ class Estimator(Fitted):
         self._cells: Cells | None = design.encode(adata)
         self._assemble(design, dict(sizes or {}), recipe)
 
-    @classmethod
-    def _check_options(cls, options: Mapping[str, Any]) -> None:
-        known = list(inspect.signature(cls.declare).parameters)[2:]
-        if unknown := sorted(set(options) - set(known)):
-            raise SlotError(
-                sentence(
-                    f"{cls.__name__} has no option '{unknown[0]}'",
-                    where=cls.__name__,
-                    expected=f"one of {known}" if known else "no options of its own",
-                    got=f"{unknown[0]}=",
-                    hint="check the spelling",
-                )
-            )
-
     def _assemble(self, design: Design, sizes: dict[str, int], recipe: Recipe) -> None:
         self.design, self.sizes = design, sizes
         declare: Any = self.declare
@@ -189,9 +175,6 @@ class Estimator(Fitted):
     @abstractmethod
     def declare(cls, design: Design, sizes: Mapping[str, int]) -> Declaration:
         """Return the system's blocks, default parts and terms for a design.
-
-        A system with options of its own takes them here, by keyword and with defaults: they are
-        accepted by its constructor, saved, and given again when it is loaded.
 
         What a system takes beside these two, as keyword-only arguments with a default, are its
         own options: the constructor hands them over, ``save`` and ``load`` keep them.

@@ -41,9 +41,9 @@ def test_a_misspelt_option_is_named(adata):
 
 def test_the_system_may_keep_the_batch_from_the_decoder(adata):
     schema = tiny_schema(batch="lane")
-    assert Plain(adata, schema).model.decoder.n_batches == 0
-    assert Plain(adata, schema, batch_in_decoder=True).model.decoder.n_batches == 2
-    assert pf.FCR(adata, schema).model.decoder.n_batches == 2
+    assert not Plain(adata, schema).model.decoder.reads
+    assert Plain(adata, schema, batch_in_decoder=True).model.decoder.reads == {"batch"}
+    assert pf.FCR(adata, schema).model.decoder.reads == {"batch"}
 
 
 def test_options_are_saved(adata, tmp_path):

@@ -7,7 +7,7 @@ from scipy import stats
 from tiny import fit, tiny_adata, tiny_cells, tiny_fcr, tiny_schema
 
 import pyro_fcr as pf
-from pyro_fcr.errors import CountsError, SlotError
+from pyro_fcr.errors import CountsError, DesignError, SlotError
 from pyro_fcr.likelihoods import gene_statistics, log_mean_counts, resolve
 
 NAMES = ["nb", "zinb", "poisson", "normal"]

@@ -313,7 +313,9 @@ class Estimator(Fitted):
         names = train.names.tolist()
         before = copy.deepcopy(self._objective.state_dict())
         self._objective.load_state_dict(self._fresh(train, seed=seed)[2].state_dict())
-        self._forget_unseen(train)
+        conditions, tables = self._conditions(train), self._tables()
+        for table in tables:
+            table.zero_unseen(conditions)
         trainer = Trainer(
             self._objective,
             plan,
@@ -341,6 +343,8 @@ class Estimator(Fitted):
                 resume=resume,
                 progress=progress,
             )
+            for table in tables:
+                table.complete(conditions.to(self.device))
         finally:
             self._objective.eval()
             if trainer.rows:
@@ -352,12 +356,12 @@ class Estimator(Fitted):
                 self._objective.load_state_dict(before)
         return self.history
 
-    def _forget_unseen(self, cells: Cells) -> None:
+    def _conditions(self, cells: Cells) -> Batch:
         _, first = np.unique(self._condition(cells), return_index=True)
-        conditions = cells.batch(first).to(self.device)
-        for module in self._objective.modules():
-            if isinstance(module, ConditionTable):
-                module.zero_unseen(conditions)
+        return cells.batch(first).to(self.device)
+
+    def _tables(self) -> list[ConditionTable]:
+        return [m for m in self._objective.modules() if isinstance(m, ConditionTable)]
 
     def _leakage(self, cells: Cells) -> dict[str, float]:
         means = {name: mean for name, (mean, _) in self._moments(cells).items()}

@@ -141,6 +141,37 @@ class ConditionTable(nn.Module):
                 self.covariates[offset : offset + n].mul_(seen[:, None])
                 offset += n
 
+    @torch.no_grad()
+    def complete(self, batch: Batch) -> None:
+        """Give combinations that training never saw the interaction their level usually has.
+
+        A level that answers weakly to the treatments it was seen with will answer weakly to the
+        others. So the interaction of an unseen pair is the mean over the level's seen pairs,
+        shrunk towards zero by what a one-way random-effects model finds: by between / (between +
+        within / n), with moment estimates for each column. Nothing seen is changed.
+
+        Parameters
+        ----------
+        batch
+            All training conditions, a cell of each at least.
+        """
+        if not {"treatment", "covariates"} <= self.parents:
+            return
+        levels = self._levels(batch)
+        seen = ((batch.treatment != 0).to(levels.dtype).T @ levels > 0)[..., None]
+        n = seen.sum(0)
+        mean = (self.interaction * seen).sum(0) / n.clamp_min(1)
+        freedom = (n - 1).clamp_min(0).sum()
+        if freedom == 0:
+            return
+        within = ((self.interaction - mean).square() * seen).sum((0, 1)) / freedom
+        known = n > 0
+        share = known.sum().clamp_min(1)
+        noise = within * (known / n.clamp_min(1)).sum(0) / share
+        between = ((mean.square() * known).sum(0) / share - noise).clamp_min(0)
+        shrunk = mean * between / (between + within / n.clamp_min(1)).clamp_min(1e-12)
+        self.interaction.copy_(torch.where(seen, self.interaction, shrunk))
+
     def _levels(self, batch: Batch) -> Tensor:
         codes = [F.one_hot(batch.covariates[:, k], n) for k, n in enumerate(self.n_levels)]
         if self.n_joint:

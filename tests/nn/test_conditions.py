@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import tiny_adata, tiny_cells
+from tiny import levels_design, tiny_adata, tiny_cells
 
+from pyro_fcr.analysis.conditions import condition_cells
 from pyro_fcr.data import Design, Schema
 from pyro_fcr.nn import ConditionTable
 from pyro_fcr.nn.conditions import GAIN
@@ -162,3 +163,39 @@ def test_joint_rows_outlive_zeroing_of_their_levels():
     table.zero_unseen(one(cells, type="u", donor="d1"))
     assert not table.covariates[[1, 2]].any()
     torch.testing.assert_close(table.covariates[[0, 3, 4, 5, 6]], before[[0, 3, 4, 5, 6]])
+
+
+def test_unseen_pairs_take_their_levels_usual_interaction_shrunk():
+    design = levels_design(4, 3)
+    table = ConditionTable(design, ["treatment", "covariates"], torch.ones(1))
+    by_hand = torch.tensor([[2.0, -1.0, 1.0], [4.0, 1.0, 3.0], [6.0, 0.0, 0.0]])
+    table.interaction.data = by_hand[..., None].clone()
+    everything = condition_cells(design)
+    seen = ~((everything.treatment_id == 3) & (everything.covariate_id == 2))
+    batch = everything.subset(seen).batch()
+    table.complete(batch)
+    # Means 4, 0, 2 of 3, 3, 2 seen pairs; within (8 + 2 + 2) / 5; between 20/3 - 2.8/3.
+    within, between = 2.4, 20 / 3 - 2.8 / 3
+    expected = by_hand.clone()
+    expected[2, 2] = 2 * between / (between + within / 2)
+    torch.testing.assert_close(table.interaction[..., 0], expected)
+    table.complete(batch)
+    torch.testing.assert_close(table.interaction[..., 0], expected)
+
+
+def test_levels_that_agree_on_nothing_lend_nothing():
+    design = levels_design(4, 3)
+    table = ConditionTable(design, ["treatment", "covariates"], torch.ones(1))
+    # Every level's mean is smaller than its noise.
+    table.interaction.data = torch.tensor([[3.0, -3.0, 3.0], [-3.0, 3.0, -3.0], [0.1, 0.0, 9.0]])[
+        ..., None
+    ]
+    everything = condition_cells(design)
+    seen = ~((everything.treatment_id == 3) & (everything.covariate_id == 2))
+    table.complete(everything.subset(seen).batch())
+    assert table.interaction[2, 2, 0] == 0
+    # A single treatment leaves no way to tell noise from habit.
+    alone = ConditionTable(levels_design(2, 3), ["treatment", "covariates"], torch.ones(1))
+    before = alone.interaction.clone()
+    alone.complete(condition_cells(levels_design(2, 3)).batch())
+    torch.testing.assert_close(alone.interaction, before)

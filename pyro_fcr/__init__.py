@@ -10,11 +10,16 @@ from pyro_fcr.likelihoods import Likelihood
 from pyro_fcr.nn import Block
 from pyro_fcr.penalties import Penalty
 from pyro_fcr.priors import Prior
-from pyro_fcr.systems import FCR
+from pyro_fcr.systems import CPA, FCR, IVAE, VAE, BetaVAE, ConditionalVAE
 
 __all__ = [
+    "CPA",
     "FCR",
+    "IVAE",
+    "VAE",
+    "BetaVAE",
     "Block",
+    "ConditionalVAE",
     "Decoder",
     "Design",
     "Guide",

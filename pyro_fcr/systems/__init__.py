@@ -1,5 +1,6 @@
-"""The systems, one file each."""
+"""The systems, one file each, and the baselines."""
 
+from pyro_fcr.systems.baselines import CPA, IVAE, VAE, BetaVAE, ConditionalVAE
 from pyro_fcr.systems.fcr import FCR
 
-__all__ = ["FCR"]
+__all__ = ["CPA", "FCR", "IVAE", "VAE", "BetaVAE", "ConditionalVAE"]

@@ -2,8 +2,14 @@
 
 from pyro_fcr.distributions.counts import (
     NegativeBinomial,
+    Poisson,
     ZeroInflatedNegativeBinomial,
     negative_binomial_log_prob,
 )
 
-__all__ = ["NegativeBinomial", "ZeroInflatedNegativeBinomial", "negative_binomial_log_prob"]
+__all__ = [
+    "NegativeBinomial",
+    "Poisson",
+    "ZeroInflatedNegativeBinomial",
+    "negative_binomial_log_prob",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -13,7 +13,56 @@ from torch.nn import functional as F
 
 Shape = torch.Size | list[int] | tuple[int, ...]
 
-__all__ = ["NegativeBinomial", "ZeroInflatedNegativeBinomial", "negative_binomial_log_prob"]
+__all__ = [
+    "NegativeBinomial",
+    "Poisson",
+    "ZeroInflatedNegativeBinomial",
+    "negative_binomial_log_prob",
+]
+
+
+TABULATED = 16
+"""Largest count whose log-gamma and digamma differences are read from a table per gene."""
+
+LARGEST_LOG = 80.0
+"""Beyond this log-ratio of mean and dispersion exp would overflow float32."""
+
+
+class _NonZeros(NamedTuple):
+    """The non-zero counts of some cells, C of them."""
+
+    place: Tensor
+    """Positions among all values, row by row."""
+
+    cell: Tensor
+    gene: Tensor
+    y: Tensor
+
+    @classmethod
+    def of(cls, y: Tensor) -> _NonZeros:
+        place = (y != 0).view(-1).nonzero().view(-1)
+        cell = torch.div(place, y.shape[-1], rounding_mode="floor")
+        return cls(place, cell, place - cell * y.shape[-1], y.view(-1)[place])
+
+    def pochhammer(self, theta: Tensor, *, slope: bool) -> Tensor:
+        """Return log of Γ(y+θ) / Γ(θ) y! at the counts, or its derivative by θ.
+
+        For whole y these are sums over k < y of log (θ+k)/(1+k) and of 1/(θ+k). Most counts are
+        small, so a table of few rows serves them all but some, which are evaluated themselves.
+        """
+        k = torch.arange(TABULATED, dtype=theta.dtype)[:, None]
+        terms = (theta + k).reciprocal() if slope else ((theta + k) / (1 + k)).log()
+        row = self.y.clamp(1, TABULATED).long() - 1
+        out = terms.cumsum(0).view(-1)[row * len(theta) + self.gene]
+        rest = (self.y != row + 1).nonzero().view(-1)
+        if len(rest):
+            y, theta = self.y[rest], theta[self.gene[rest]]
+            out[rest] = (
+                torch.digamma(y + theta) - torch.digamma(theta)
+                if slope
+                else torch.lgamma(y + theta) - torch.lgamma(theta) - torch.lgamma(y + 1)
+            )
+        return out
 
 
 class _CellLogProb(torch.autograd.Function):
@@ -21,50 +70,85 @@ class _CellLogProb(torch.autograd.Function):
 
     With a = log μ − log θ, a gene's density is y (a − softplus a) − θ softplus a plus log-gamma
     terms that vanish where y = 0. Counts are mostly zeros, so everything that y multiplies is
-    evaluated at the non-zeros alone, and the dense rest is one softplus and a matrix-vector
-    product; nothing of the size of the counts is made that is not needed. On an accelerator
-    finding the non-zeros would cost a synchronisation, so there the log-gammas are dense.
+    evaluated at the non-zeros alone, and the dense rest is an exp, a log1p and a matrix-vector
+    product; nothing of the size of the counts is made that is not needed. With a gate g, the
+    log-odds of a structural zero, a zero's density is log(e^g + NB(0)) − softplus g, and a
+    count's that of the negative binomial − softplus g. On an accelerator finding the non-zeros
+    would cost a synchronisation, so :func:`_dense_log_prob` is used there.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, log_mean: Tensor, log_theta: Tensor, gate: Tensor | None
+    ) -> Tensor:
         theta = log_theta.exp()
-        a = log_mean - log_theta
-        softplus = F.softplus(a)
-        out = -(softplus @ theta)
-        cell: Tensor | None = None
-        gene: Tensor | None = None
-        if y.device.type == "cpu":
-            cell, gene = y.nonzero(as_tuple=True)
-            y_nz, theta_nz = y[cell, gene], theta[gene]
-            part = y_nz * (a[cell, gene] - softplus[cell, gene])
-            part += torch.lgamma(y_nz + theta_nz) - torch.lgamma(theta_nz)
-            out.index_add_(0, cell, part - torch.lgamma(y_nz + 1))
+        odds = (log_mean - log_theta).clamp_(max=LARGEST_LOG).exp_()
+        softplus = odds.log1p()
+        at = _NonZeros.of(y)
+        log_share = log_mean.view(-1)[at.place] - log_theta[at.gene] - softplus.view(-1)[at.place]
+        counted = at.y * log_share + at.pochhammer(theta, slope=False)
+        structural: Tensor | None = None
+        if gate is None:
+            out = -(softplus @ theta)
         else:
-            part = y * (a - softplus) + torch.lgamma(y + theta) - torch.lgamma(theta)
-            out += (part - torch.lgamma(y + 1)).sum(-1)
-        ctx.save_for_backward(y, a, softplus, theta, cell, gene)
+            # At a zero: logaddexp(g, n) = n + softplus(g − n) with n = −θ softplus a.
+            none = softplus * -theta
+            excess = gate - none
+            both = none + F.softplus(excess)
+            both.view(-1)[at.place] = none.view(-1)[at.place]
+            out = (both - F.softplus(gate)).sum(-1)
+            structural = excess.sigmoid_()
+            structural.view(-1)[at.place] = 0
+        out.index_add_(0, at.cell, counted)
+        ctx.save_for_backward(odds, softplus, theta, gate, structural, *at)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
-        y, a, softplus, theta, cell, gene = ctx.saved_tensors
-        share = torch.sigmoid(a)
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
+        odds, softplus, theta, gate, structural, *found = ctx.saved_tensors
+        at = _NonZeros(*found)
+        share = odds / (odds + 1)
         # d/d log μ = y (1 − share) − θ share; d/d log θ = −d/d log μ − θ softplus + θ (ψ − ψ).
-        if cell is None:
-            digammas = grad @ (torch.digamma(y + theta) - torch.digamma(theta))
-            d_mean = (y * (1 - share) - theta * share) * grad[:, None]
-        else:
-            y_nz, theta_nz, grad_nz = y[cell, gene], theta[gene], grad[cell]
-            at_nz = grad_nz * y_nz * (1 - share[cell, gene])
-            digammas = torch.zeros_like(theta).index_add_(
-                0, gene, grad_nz * (torch.digamma(y_nz + theta_nz) - torch.digamma(theta_nz))
-            )
+        grad_nz = grad[at.cell]
+        counted = grad_nz * at.y * (1 - share.view(-1)[at.place])
+        digammas = torch.zeros_like(theta).index_add_(
+            0, at.gene, grad_nz * at.pochhammer(theta, slope=True)
+        )
+        d_gate: Tensor | None = None
+        if gate is None:
             d_mean = share.mul_(-theta).mul_(grad[:, None])
-            d_mean[cell, gene] += at_nz
-        d_theta = theta * (digammas - grad @ softplus) - d_mean.sum(0)
-        return None, d_mean, d_theta
+            d_theta = theta * (digammas - grad @ softplus)
+        else:
+            # What the structural zeros explain, the counts need not.
+            kept = grad[:, None] * (1 - structural)
+            d_mean = share.mul_(-theta).mul_(kept)
+            d_theta = theta * (digammas - (kept * softplus).sum(0))
+            d_gate = grad[:, None] * (structural - torch.sigmoid(gate))
+        d_mean.view(-1)[at.place] += counted
+        return None, d_mean, d_theta - d_mean.sum(0), d_gate
+
+
+def _dense_log_prob(y: Tensor, log_mean: Tensor, log_theta: Tensor, gate: Tensor | None) -> Tensor:
+    count = negative_binomial_log_prob(y, log_mean, log_theta)
+    if gate is not None:
+        count = torch.where(y == 0, torch.logaddexp(gate, count), count) - F.softplus(gate)
+    return count.sum(-1)
+
+
+def _cell_log_prob(
+    value: Tensor, log_mean: Tensor, log_theta: Tensor, gate: Tensor | None = None
+) -> Tensor:
+    """Sum the log-densities of cells' counts over genes; shape (...)."""
+    if log_mean.device.type != "cpu":
+        return _dense_log_prob(value, log_mean, log_theta, gate)
+    given = [value, log_mean] if gate is None else [value, log_mean, gate]
+    wide = torch.broadcast_tensors(*given)
+    y, mean, *gates = (tensor.reshape(-1, wide[0].shape[-1]).contiguous() for tensor in wide)
+    out = _CellLogProb.apply(y, mean, log_theta, *(gates or [None]))
+    return out.reshape(wide[0].shape[:-1])
 
 
 def negative_binomial_log_prob(y: Tensor, log_mean: Tensor, log_dispersion: Tensor) -> Tensor:
@@ -131,12 +215,7 @@ class NegativeBinomial(TorchDistribution):
         """Sum the genes' log-densities; shape (...)."""
         if self._validate_args:
             self._validate_sample(value)
-        value, log_mean = torch.broadcast_tensors(value, self.log_mean)
-        genes = value.shape[-1]
-        by_cell = _CellLogProb.apply(
-            value.reshape(-1, genes), log_mean.reshape(-1, genes), self.log_dispersion
-        )
-        return by_cell.reshape(log_mean.shape[:-1])
+        return _cell_log_prob(value, self.log_mean, self.log_dispersion)
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = ()) -> Tensor:
@@ -198,10 +277,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         """Sum the genes' log-densities; shape (...)."""
         if self._validate_args:
             self._validate_sample(value)
-        count = negative_binomial_log_prob(value, self.log_mean, self.log_dispersion)
-        present = F.logsigmoid(-self.gate) + count
-        structural = torch.where(value == 0, F.logsigmoid(self.gate), -torch.inf)
-        return torch.logaddexp(present, structural).sum(-1)
+        return _cell_log_prob(value, self.log_mean, self.log_dispersion, self.gate)
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = ()) -> Tensor:
@@ -219,3 +295,60 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         """Variance (1 − π)(μ + μ²/θ) + π (1 − π) μ²; shape (..., G)."""
         keep, mu = torch.sigmoid(-self.gate), self.log_mean.exp()
         return keep * (mu + mu.square() / self.log_dispersion.exp()) + keep * (1 - keep) * mu**2
+
+
+class Poisson(TorchDistribution):
+    """Poisson counts of a cell's genes, by mean.
+
+    log p(y) = y log μ − μ − lgamma(y+1), whose last term is nothing where y is 0 or 1.
+
+    Parameters
+    ----------
+    log_mean
+        Shape (..., G): log μ. The last axis is the event.
+    """
+
+    arg_constraints = {"log_mean": constraints.real_vector}
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+    has_rsample = False
+
+    def __init__(self, log_mean: Tensor, *, validate_args: bool | None = None) -> None:
+        self.log_mean = log_mean
+        super().__init__(log_mean.shape[:-1], log_mean.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> Poisson:
+        """Return the distribution over a larger batch of cells."""
+        log_mean = self.log_mean.expand(torch.Size(batch_shape) + self.event_shape)
+        return Poisson(log_mean, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Sum the genes' log-densities; shape (...)."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return (value * self.log_mean - self.log_mean.exp()).sum(-1) - _log_factorials(value)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draw counts; shape ``sample_shape`` + (..., G)."""
+        shape = torch.Size(sample_shape) + self.log_mean.shape
+        return torch.poisson(self.log_mean.exp().expand(shape))
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected counts μ; shape (..., G)."""
+        return self.log_mean.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance μ; shape (..., G)."""
+        return self.mean
+
+
+def _log_factorials(y: Tensor) -> Tensor:
+    if y.device.type != "cpu":
+        return torch.lgamma(y + 1).sum(-1)
+    flat = y.reshape(-1, y.shape[-1])
+    place = (flat > 1).view(-1).nonzero().view(-1)
+    cell = torch.div(place, y.shape[-1], rounding_mode="floor")
+    terms = torch.lgamma(flat.view(-1)[place] + 1)
+    return flat.new_zeros(len(flat)).index_add_(0, cell, terms).view(y.shape[:-1])

@@ -89,11 +89,11 @@ class Trainer:
             ],
             lr=plan.learning_rate,
             betas=(0.9, 0.99),
-            foreach=True,
+            fused=True,
         )
         critic = objective.critic_parameters()
         self.critic_optimiser = (
-            torch.optim.Adam(critic, lr=CRITIC_LEARNING_RATE, foreach=True) if critic else None
+            torch.optim.Adam(critic, lr=CRITIC_LEARNING_RATE, fused=True) if critic else None
         )
         self.step_count = 0
         self.epoch = 0

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pyro.distributions as dist
 import torch
 from torch import nn
 
 from pyro_fcr.distributions import NegativeBinomial as NegativeBinomialCounts
+from pyro_fcr.distributions import Poisson as PoissonCounts
 from pyro_fcr.distributions import ZeroInflatedNegativeBinomial as ZeroInflatedCounts
 from pyro_fcr.likelihoods.base import Likelihood, log_mean_counts
 
 if TYPE_CHECKING:
+    import pyro.distributions as dist
     from torch import Tensor
 
     from pyro_fcr.data import Batch
@@ -56,4 +57,4 @@ class Poisson(Likelihood):
 
     def forward(self, decoded: Tensor, batch: Batch) -> dist.TorchDistribution:
         """Return the counts' distribution; event shape (G,)."""
-        return dist.Poisson(log_mean_counts(decoded.float(), batch).exp()).to_event(1)
+        return PoissonCounts(log_mean_counts(decoded.float(), batch))

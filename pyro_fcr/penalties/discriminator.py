@@ -72,7 +72,9 @@ class PermutationDiscriminator(Adversarial):
         """Return the critic's cross-entropy over both classes, and its accuracy."""
         left, right = z[self.left], self._right(z, batch)
         permuted = right[permute_within(self._given.of(batch))]
-        real, fake = self._logits(left, right, batch), self._logits(left, permuted, batch)
+        given = self._given.one_hot(batch)
+        pairs = [torch.cat([left, side, given], dim=-1) for side in (right, permuted)]
+        real, fake = self.critic(torch.cat(pairs)).squeeze(-1).chunk(2)
         loss = F.softplus(-real).mean() + F.softplus(fake).mean()
         accuracy = ((real > 0).float().mean() + (fake <= 0).float().mean()) / 2
         return loss, accuracy

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from pyro_fcr.distributions import NegativeBinomial, negative_binomial_log_prob
+from pyro_fcr.distributions import (
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+    negative_binomial_log_prob,
+)
+from pyro_fcr.distributions.counts import TABULATED, _dense_log_prob
 
 
 def random_cells(shape=(6, 5), dtype=torch.float64):
@@ -38,6 +44,59 @@ def test_gradients_equal_autograd_through_the_plain_density_with_unequal_cells()
         grads.append(torch.autograd.grad((weight * density(m, t)).sum(), (m, t)))
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_counts_of_every_size_and_fractions_agree_in_single_precision():
+    # Around the table's last row, far beyond it, and no whole numbers: all in one gene each.
+    y = torch.tensor([1, 2, TABULATED - 1, TABULATED, TABULATED + 1, 5000, 0.5, 2.5])
+    log_theta = torch.tensor([-8.0, -1.0, 0.0, 3.0, 12.0])
+    y, log_mean = y[:, None].expand(8, 5), torch.full((8, 5), 1.0)
+    inputs = [x.clone().requires_grad_() for x in (log_mean, log_theta)]
+    fused = NegativeBinomial(*inputs, validate_args=False).log_prob(y)
+    exact = [x.double().detach().requires_grad_() for x in inputs]
+    plain = negative_binomial_log_prob(y.double(), *exact).sum(-1)
+    torch.testing.assert_close(fused.double(), plain, rtol=2e-6, atol=1e-2)
+    for ours, theirs in zip(
+        torch.autograd.grad(fused.sum(), inputs),
+        torch.autograd.grad(plain.sum(), exact),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=0.1)
+
+
+def zero_inflated_density(y, log_mean, log_theta, gate):
+    """The mixture as it is written, from logsigmoids."""
+    count = negative_binomial_log_prob(y, log_mean, log_theta)
+    present = torch.nn.functional.logsigmoid(-gate) + count
+    structural = torch.where(y == 0, torch.nn.functional.logsigmoid(gate), -torch.inf)
+    return torch.logaddexp(present, structural).sum(-1)
+
+
+@pytest.mark.parametrize("density", [zero_inflated_density, _dense_log_prob])
+def test_zero_inflated_value_and_gradient(density):
+    y, log_mean, log_theta = random_cells()
+    inputs = [log_mean, log_theta, 2 * torch.randn_like(log_mean)]
+    inputs = [x.requires_grad_() for x in inputs]
+    weight = torch.linspace(0.1, 3.0, 6, dtype=torch.float64)
+    fused, plain = ZeroInflatedNegativeBinomial(*inputs).log_prob(y), density(y, *inputs)
+    torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-10)
+    ours = torch.autograd.grad((weight * fused).sum(), inputs)
+    theirs = torch.autograd.grad((weight * plain).sum(), inputs)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_poisson_is_the_stock_one():
+    y, log_mean, _ = random_cells()
+    ours, theirs = Poisson(log_mean), torch.distributions.Poisson(log_mean.exp())
+    torch.testing.assert_close(ours.log_prob(y), theirs.log_prob(y).sum(-1))
+    torch.testing.assert_close(ours.mean, theirs.mean)
+    torch.testing.assert_close(ours.expand((2, 6)).log_prob(y)[1], ours.log_prob(y))
+    grad = torch.autograd.grad(Poisson(log_mean.requires_grad_()).log_prob(y).sum(), log_mean)[0]
+    torch.testing.assert_close(grad, y - log_mean.detach().exp())
+    drawn = Poisson(torch.full((3,), 1.5)).sample((20_000,))
+    assert drawn.mean().item() == pytest.approx(4.4817, abs=0.05)
+    assert drawn.var().item() == pytest.approx(4.4817, abs=0.15)
 
 
 @pytest.mark.gpu

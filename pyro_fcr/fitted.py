@@ -108,11 +108,12 @@ class Fitted(ABC):
 
     def _require(self, cells: Cells, read: frozenset[str], reader: str) -> None:
         schema = self.design.schema
+        covariates = (*schema.covariates, *schema.continuous)
         columns = {
             "treatment": (schema.treatment, schema.dose),
-            "covariates": schema.covariates,
+            "covariates": covariates,
             "batch": (schema.batch,),
-        }
+        } | {name: (name,) for name in (*covariates, schema.batch) if name is not None}
         needed = [column for label in sorted(read) for column in columns[label]]
         if missing := [column for column in needed if column in cells.unknown]:
             raise DesignError(

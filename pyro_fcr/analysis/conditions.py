@@ -29,7 +29,8 @@ def condition_cells(design: Design, *, repeats: int = 1) -> Cells:
     Returns
     -------
     Cells
-        Treatments vary slowest; counts are zero and libraries one.
+        Treatments vary slowest; counts are zero and libraries one, and continuous covariates at
+        their mean.
     """
     levels = list(design.covariates.values())
     codes = np.asarray(
@@ -54,6 +55,7 @@ def condition_cells(design: Design, *, repeats: int = 1) -> Cells:
         covariates=codes[covariate],
         covariate_id=covariate,
         batch_id=np.zeros(n, np.int64),
+        continuous=np.zeros((n, len(design.continuous)), np.float32),
     )
 
 

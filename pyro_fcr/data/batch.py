@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 __all__ = ["Batch"]
@@ -15,6 +16,8 @@ __all__ = ["Batch"]
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Cells on their way through the model; B cells, G genes, T treatments, K covariates.
+
+    Beside the K covariates, which are labels, there are C covariates that are numbers.
 
     Parameters
     ----------
@@ -40,6 +43,8 @@ class Batch:
         Shape (B,), int64: each cell's position among the ``n_cells``.
     n_cells
         Size of the population the minibatch stands for; the cell plate is scaled to it.
+    continuous
+        Shape (B, C), float32: the numeric covariates, standardised; by default there are none.
     """
 
     counts: Tensor
@@ -52,6 +57,12 @@ class Batch:
     batch: Tensor
     index: Tensor
     n_cells: int
+    continuous: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+
+    def __post_init__(self) -> None:
+        """Give every cell its row of no numbers."""
+        if not self.continuous.numel():
+            object.__setattr__(self, "continuous", self.library.new_zeros(len(self), 0))
 
     def __len__(self) -> int:
         """Return the number of cells, B."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +51,8 @@ class Cells:
         Shape (N,), int64: technical batch.
     unknown
         The schema's columns that the data did not have; their codes mean nothing.
+    continuous
+        Shape (N, C), float32: the numeric covariates, standardised; by default there are none.
     """
 
     design: Design
@@ -64,6 +66,12 @@ class Cells:
     covariate_id: NDArray[np.int64]
     batch_id: NDArray[np.int64]
     unknown: frozenset[str] = frozenset()
+    continuous: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    def __post_init__(self) -> None:
+        """Give every cell its row of no numbers."""
+        if not self.continuous.size:
+            object.__setattr__(self, "continuous", np.zeros((len(self), 0), np.float32))
 
     def __len__(self) -> int:
         """Return the number of cells, N."""
@@ -109,6 +117,7 @@ class Cells:
             covariate_id=torch.from_numpy(self.covariate_id[index]),
             batch=torch.from_numpy(self.batch_id[index]),
             index=torch.from_numpy(index),
+            continuous=torch.from_numpy(self.continuous[index]),
             n_cells=len(self) if n_cells is None else n_cells,
         )
 
@@ -125,6 +134,7 @@ class Cells:
             covariates=self.covariates[index],
             covariate_id=self.covariate_id[index],
             batch_id=self.batch_id[index],
+            continuous=self.continuous[index],
         )
 
     def obs(self) -> pd.DataFrame:
@@ -148,6 +158,9 @@ class Cells:
         for k, (name, levels) in enumerate(design.covariates.items()):
             if name not in self.unknown:
                 columns[name] = pd.Categorical.from_codes(self.covariates[:, k], list(levels))
+        for k, (name, (mean, sd)) in enumerate(design.continuous.items()):
+            if name not in self.unknown:
+                columns[name] = self.continuous[:, k].astype(np.float64) * sd + mean
         if schema.batch is not None and schema.batch not in {*columns, *self.unknown}:
             columns[schema.batch] = pd.Categorical.from_codes(self.batch_id, list(design.batches))
         return pd.DataFrame(columns, index=pd.Index(self.names))

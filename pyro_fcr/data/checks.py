@@ -28,6 +28,7 @@ __all__ = [
     "nearest",
     "nonempty",
     "nonnegative",
+    "numbers",
     "size_factors",
     "unknown_category",
 ]
@@ -150,21 +151,42 @@ def size_factors(obs: pd.DataFrame, name: str) -> NDArray[np.float32]:
     SchemaError
         If the column is missing or a value is not a positive finite number.
     """
-    values = pd.to_numeric(column(obs, name, role="size factor"), errors="coerce")
-    factors = values.to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
-    bad = np.flatnonzero(~(np.isfinite(factors) & (factors > 0)))
+    hint = "mend the column, or leave size_factor out to use total counts"
+    return _numbers(obs, name, role="size factor", positive=True, hint=hint).astype(np.float32)
+
+
+def numbers(obs: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """Read a continuous covariate, shape (N,): finite.
+
+    Raises
+    ------
+    SchemaError
+        If the column is missing or a value is not a finite number.
+    """
+    hint = "mend the column, or name it among covariates if it holds labels"
+    return _numbers(obs, name, role="continuous covariate", positive=False, hint=hint)
+
+
+def _numbers(
+    obs: pd.DataFrame, name: str, *, role: str, positive: bool, hint: str
+) -> NDArray[np.float64]:
+    values = pd.to_numeric(column(obs, name, role=role), errors="coerce")
+    # What the model will hold must be finite too, in its own precision.
+    found = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    single = found.astype(np.float32)
+    bad = np.flatnonzero(~(np.isfinite(single) & (single > 0 if positive else True)))
     if bad.size:
         raise SchemaError(
             sentence(
-                f"unusable size factors in column {name!r}",
+                f"unusable {role}s in column {name!r}",
                 where="adata.obs",
-                expected="a positive finite number for every cell",
+                expected=f"a {'positive ' * positive}finite number for every cell",
                 got=f"{obs[name].iloc[bad[0]]!r} for cell {str(obs.index[bad[0]])!r} "
                 f"({bad.size} such cells)",
-                hint="mend the column, or leave size_factor out to use total counts",
+                hint=hint,
             )
         )
-    return factors
+    return found
 
 
 def _repeated(names: pd.Index) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,6 +77,8 @@ class Design:
     size_factor_unit
         Molecules per unit of the schema's size factor: mean training total over the model's
         genes / mean training factor.
+    continuous
+        Mean and standard deviation of each numeric covariate over the training cells.
 
     Examples
     --------
@@ -99,6 +101,7 @@ class Design:
     require_counts: bool = True
     library: Literal["totals", "ones"] = "totals"
     size_factor_unit: float = 1.0
+    continuous: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     # ---- learning it ---------------------------------------------------------------------
 
@@ -165,6 +168,9 @@ class Design:
             codes.append(code)
             covariates[name] = tuple(levels)
         joint, joint_of_cell = _joint_levels(codes, len(names))
+        continuous = {}
+        for name in schema.continuous:
+            continuous[name] = _moments(checks.numbers(adata.obs, name), name)
         batches: Sequence[str] = ()
         if schema.batch is not None:
             batches = checks.labels(adata.obs, schema.batch, role="batch")[1]
@@ -187,6 +193,7 @@ class Design:
             condition_counts=tuple((t, x, n) for (t, x), n in sorted(pairs.items())),
             require_counts=require_counts,
             library=library,
+            continuous=continuous,
         )
         unit = design._check_values(adata, names, columns)
         design._warn_weaknesses()
@@ -286,7 +293,7 @@ class Design:
 
     @property
     def n_covariates(self) -> int:
-        """K, the number of covariates."""
+        """K, the number of covariates that are labels."""
         return len(self.covariates)
 
     @property
@@ -435,7 +442,10 @@ class Design:
     # ---- applying it ---------------------------------------------------------------------
 
     def encode(
-        self, adata: AnnData, *, labels: Literal["required", "optional"] = "required"
+        self,
+        adata: AnnData,
+        *,
+        labels: Literal["required", "optional", "ignored"] = "required",
     ) -> Cells:
         """Turn an AnnData into codes and counts, its genes in the model's order.
 
@@ -446,7 +456,8 @@ class Design:
         labels
             ``"optional"`` lets the columns of treatment, dose, covariates and batch be absent:
             such cells get treatment group -1 and a row of zeros, covariate codes 0 and joint
-            covariate -1, batch 0.
+            covariate -1, the mean of a continuous covariate, batch 0. ``"ignored"`` takes these
+            columns for absent even where they are there.
 
         Raises
         ------
@@ -455,12 +466,12 @@ class Design:
         SchemaError, GeneError, CountsError
             As in :meth:`fit`; also if one of the model's genes is missing.
         """
-        if labels not in ("required", "optional"):
+        if labels not in ("required", "optional", "ignored"):
             raise SchemaError(
                 sentence(
                     "an unknown option",
                     where="Design.encode(labels=)",
-                    expected="'required' or 'optional'",
+                    expected="'required', 'optional' or 'ignored'",
                     got=repr(labels),
                     hint="use the default",
                 )
@@ -468,7 +479,11 @@ class Design:
         schema, obs = self.schema, adata.obs
         names = checks.cell_names(adata)
         _, columns = checks.gene_columns(adata, self.genes)
-        named = (schema.treatment, schema.dose, *schema.covariates, schema.batch)
+        named = (
+            schema.treatment, schema.dose, *schema.covariates, *schema.continuous, schema.batch
+        )  # fmt: skip
+        if labels == "ignored":
+            obs = obs.drop(columns=obs.columns.intersection([n for n in named if n is not None]))
         unknown = {n for n in named if n is not None and n not in obs.columns}
         if labels == "required":
             unknown = set()
@@ -492,6 +507,11 @@ class Design:
         else:
             covariate_id = self._joint(covariates)
 
+        continuous = np.zeros((len(names), len(self.continuous)), np.float32)
+        for k, (name, (mean, sd)) in enumerate(self.continuous.items()):
+            if name not in unknown:
+                continuous[:, k] = (checks.numbers(obs, name) - mean) / sd
+
         batch_id = np.zeros(len(names), np.int64)
         if schema.batch is not None and schema.batch not in unknown:
             batch_id = self._codes(obs, schema.batch, self.batches, role="batch")
@@ -508,6 +528,7 @@ class Design:
             covariate_id=covariate_id,
             batch_id=batch_id,
             unknown=frozenset(unknown),
+            continuous=continuous,
         )
 
     def _read_counts(
@@ -592,12 +613,17 @@ class Design:
         for k, (name, levels) in enumerate(self.covariates.items()):
             if name in wanted:
                 covariates[:, k] = self._code(wanted[name], levels, name, role="covariate")
+        continuous = changed.continuous.copy()
+        for k, (name, (mean, sd)) in enumerate(self.continuous.items()):
+            if name in wanted:
+                continuous[:, k] = (_number(wanted[name], name) - mean) / sd
         unknown = changed.unknown - set(wanted)
         known = not unknown & set(schema.covariates)
         changed = replace(
             changed,
             covariates=covariates,
             covariate_id=self._joint(covariates) if known else changed.covariate_id,
+            continuous=continuous,
             unknown=unknown,
         )
         if schema.batch is not None and schema.batch in wanted:
@@ -606,7 +632,10 @@ class Design:
         return changed
 
     def causes(self, do: Iterable[str]) -> set[str]:
-        """Return what an intervention sets: of ``"treatment"``, ``"covariates"`` and ``"batch"``.
+        """Return what an intervention sets, as blocks name their parents.
+
+        That is any of ``"treatment"``, ``"covariates"`` and ``"batch"``, and each covariate or
+        batch that is set by its column's name.
 
         Parameters
         ----------
@@ -623,16 +652,38 @@ class Design:
         for target in map(self._target, do):
             if target in ("\0treatment", "\0dose"):
                 found.add("treatment")
-            if target in self.schema.covariates:
-                found.add("covariates")
+            if target in (*self.schema.covariates, *self.schema.continuous):
+                found |= {"covariates", target}
             if target == self.schema.batch:
-                found.add("batch")
+                found |= {"batch", target}
         return found
+
+    def parent(self, name: str) -> str:
+        """Return what a block names as its parent if it depends on a column.
+
+        Parameters
+        ----------
+        name
+            One of the schema's columns, or ``"treatment"``, ``"dose"`` or ``"batch"``.
+
+        Returns
+        -------
+        str
+            ``"treatment"`` for the treatment and its dose, the column's name for a covariate and
+            for the batch.
+
+        Raises
+        ------
+        CategoryError
+            If it is none that the design knows.
+        """
+        target = self._target(name)
+        return "treatment" if target in ("\0treatment", "\0dose") else target
 
     def _target(self, name: str) -> str:
         # The schema's own names come first: a covariate may well be called "dose".
         schema = self.schema
-        if name in schema.covariates:
+        if name in (*schema.covariates, *schema.continuous):
             return name
         own = {schema.treatment: "\0treatment", schema.dose: "\0dose", schema.batch: schema.batch}
         words = {"treatment": schema.treatment, "dose": schema.dose, "batch": schema.batch}
@@ -642,7 +693,8 @@ class Design:
         if words.get(name) is not None:
             return str(own[words[name]])
         said = [word for word, column in words.items() if column is not None]
-        known = list(dict.fromkeys([*said, *map(str, own), *schema.covariates]))
+        columns = (*schema.covariates, *schema.continuous)
+        known = list(dict.fromkeys([*said, *map(str, own), *columns]))
         raise checks.unknown_category(str(name), known, where="do", role="name")
 
     def _do_treatment(self, cells: Cells, treatment: Any, dose: Any) -> Cells:
@@ -806,6 +858,7 @@ class Design:
             "require_counts": self.require_counts,
             "library": self.library,
             "size_factor_unit": self.size_factor_unit,
+            "continuous": [[name, mean, sd] for name, (mean, sd) in self.continuous.items()],
         }
 
     @classmethod
@@ -835,6 +888,10 @@ class Design:
                 # Designs saved without these had the factors as they were given.
                 library=values.get("library", _usual_library(require_counts)),
                 size_factor_unit=float(values.get("size_factor_unit", 1.0)),
+                continuous={
+                    str(name): (float(mean), float(sd))
+                    for name, mean, sd in values.get("continuous", ())
+                },
             )
         except (KeyError, TypeError, ValueError) as error:
             raise LoadError(
@@ -846,6 +903,39 @@ class Design:
                     hint="save the model again with this version",
                 )
             ) from error
+
+
+def _moments(values: NDArray[np.float64], name: str) -> tuple[float, float]:
+    mean, sd = float(values.mean()), float(values.std())
+    if sd == 0:
+        _warn(
+            sentence(
+                f"covariate {name!r} is constant",
+                where="adata.obs",
+                expected="at least two values",
+                got=f"{mean:g} in every cell",
+                hint="leave it out of the schema, it tells the model nothing",
+            )
+        )
+    return mean, sd or 1.0
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        found = float(value)
+    except ValueError:
+        found = np.nan
+    if not np.isfinite(found):
+        raise DesignError(
+            sentence(
+                f"{name!r} is a continuous covariate",
+                where="do",
+                expected="a finite number",
+                got=repr(value),
+                hint="give it in the units of the training data",
+            )
+        )
+    return found
 
 
 def _usual_library(require_counts: bool) -> Literal["totals", "ones"]:

@@ -32,6 +32,8 @@ class Schema:
         Without it every part of a treatment has dose 1.
     batch
         Column of ``obs`` with the technical batch.
+    continuous
+        One column of ``obs`` or several with covariates that are numbers: age, time, a score.
     size_factor
         Column of ``obs`` with a positive size factor; without it, a cell's total count. Only
         ratios between cells matter: one constant, the mean training total over the model's
@@ -58,21 +60,21 @@ class Schema:
     batch: str | None = None
     size_factor: str | None = None
     separator: str | None = "+"
+    continuous: tuple[str, ...] | Sequence[str] | str = ()
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        covariates = self.covariates
-        if covariates is None:
-            covariates = ()
-        names = (covariates,) if isinstance(covariates, str) else tuple(covariates)
-        object.__setattr__(self, "covariates", names)
+        for field in ("covariates", "continuous"):
+            given = getattr(self, field)
+            names = (given,) if isinstance(given, str) else tuple(given or ())
+            object.__setattr__(self, field, names)
+            for name in names:
+                _text_or_none(field, name, optional=False)
         if self.control is not None:
             # Labels are compared as strings, so control=0 must meet the label "0".
             object.__setattr__(self, "control", str(self.control))
         for field in ("treatment", "counts", "dose", "batch", "size_factor", "separator"):
             _text_or_none(field, getattr(self, field))
-        for name in names:
-            _text_or_none("covariates", name, optional=False)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -97,7 +99,9 @@ class Schema:
                         hint=f"name the treatment column, or leave {field} out",
                     )
                 )
-        taken = [self.treatment, *self.covariates]
+        taken = [self.treatment, *self.covariates, *self.continuous]
+        if self.batch in self.continuous:
+            taken.append(self.batch)
         repeated = sorted({name for name in taken if name is not None and taken.count(name) > 1})
         if repeated:
             raise SchemaError(
@@ -106,13 +110,14 @@ class Schema:
                     where="Schema.covariates",
                     expected="covariates that differ from one another and from the treatment",
                     got=f"{repeated[0]!r} more than once",
-                    hint="leave it out of covariates",
+                    hint="leave it out of covariates or continuous",
                 )
             )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""
-        return {**asdict(self), "covariates": list(self.covariates)}
+        lists = {"covariates": list(self.covariates), "continuous": list(self.continuous)}
+        return {**asdict(self), **lists}
 
     @classmethod
     def from_dict(cls, fields_by_name: Mapping[str, Any]) -> Schema:

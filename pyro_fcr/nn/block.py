@@ -18,8 +18,9 @@ class Block:
     size
         Number of latent dimensions.
     parents
-        What the block depends on in the causal graph: any of ``"treatment"``, ``"covariates"``,
-        ``"batch"``. An intervention redraws the blocks that descend from what it sets.
+        What the block depends on in the causal graph: any of ``"treatment"``, ``"covariates"``
+        (all of them), ``"batch"``, or single covariates by their columns' names. An intervention
+        redraws the blocks that descend from what it sets.
     """
 
     name: str

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pyro_fcr.nn.labels import find_columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,14 +35,15 @@ class ConditionTable(nn.Module):
     back on its main effects. Beside covariates, treatments' main effects start at zero too, so
     that what a treatment does to every kind of cell finds its place in a block that reads
     treatments alone. With several covariates, :math:`a_x` holds each covariate's effect and one
-    per joint combination, which for an unseen combination is zero as well.
+    per joint combination, which for an unseen combination is zero as well. A continuous covariate
+    acts linearly: it is a column like a level's, with the standardised number for its code.
 
     Parameters
     ----------
     design
         Gives the numbers of treatments, levels and batches.
     parents
-        Which of ``"treatment"``, ``"covariates"``, ``"batch"`` to read.
+        What to read, as a :class:`~pyro_fcr.nn.Block` names its parents.
     start
         Shape (d,): standard deviation of each column's main effects at the start.
     """
@@ -48,18 +52,22 @@ class ConditionTable(nn.Module):
 
     def __init__(self, design: Design, parents: Iterable[str], start: Tensor) -> None:
         super().__init__()
-        self.parents = frozenset(parents)
-        self.n_levels = tuple(design.n_levels.values())
-        self.n_joint = design.n_covariate_levels if len(self.n_levels) > 1 else 0
+        found = find_columns(parents, design, where="Block.parents")
+        self.labels, self.numbers = found.labels, list(found.numbers)
+        self.every = len(found.labels) == design.n_covariates
+        self.parents = found.roles | ({"covariates"} if self.labels or self.numbers else set())
+        self.n_levels = tuple(list(design.n_levels.values())[k] for k in self.labels)
+        joint = design.n_covariate_levels if self.every else math.prod(self.n_levels)
+        self.n_joint = joint if len(self.n_levels) > 1 else 0
         self.n_batches, size = design.n_batches, len(start)
-        n_covariates = sum(self.n_levels) + self.n_joint
+        n_covariates = sum(self.n_levels) + self.n_joint + len(self.numbers)
         start = start / GAIN
         # The design is saved with the model, so the weights need not hold it.
         self.register_buffer("dose_unit", torch.tensor(design.dose_unit), persistent=False)
         self.intercept = nn.Parameter(torch.zeros(size))
         if "covariates" in self.parents:
             table = torch.randn(n_covariates, size) * start
-            table[sum(self.n_levels) :] = 0
+            table[sum(self.n_levels) :][: self.n_joint] = 0
             self.covariates = nn.Parameter(table)
         if "treatment" in self.parents:
             table = torch.randn(design.n_treatments, size) * start
@@ -136,7 +144,7 @@ class ConditionTable(nn.Module):
             self.treatment.mul_(seen[:, None])
         if "covariates" in self.parents:
             offset = 0
-            for k, n in enumerate(self.n_levels):
+            for k, n in zip(self.labels, self.n_levels, strict=True):
                 seen = F.one_hot(batch.covariates[:, k], n).any(0)
                 self.covariates[offset : offset + n].mul_(seen[:, None])
                 offset += n
@@ -158,7 +166,7 @@ class ConditionTable(nn.Module):
         if not {"treatment", "covariates"} <= self.parents:
             return
         levels = self._levels(batch)
-        seen = ((batch.treatment != 0).to(levels.dtype).T @ levels > 0)[..., None]
+        seen = ((batch.treatment != 0).to(levels.dtype).T @ levels.abs() > 0)[..., None]
         n = seen.sum(0)
         mean = (self.interaction * seen).sum(0) / n.clamp_min(1)
         freedom = (n - 1).clamp_min(0).sum()
@@ -173,8 +181,15 @@ class ConditionTable(nn.Module):
         self.interaction.copy_(torch.where(seen, self.interaction, shrunk))
 
     def _levels(self, batch: Batch) -> Tensor:
-        codes = [F.one_hot(batch.covariates[:, k], n) for k, n in enumerate(self.n_levels)]
+        levels = list(zip(self.labels, self.n_levels, strict=True))
+        codes = [F.one_hot(batch.covariates[:, k], n) for k, n in levels]
         if self.n_joint:
-            seen = (batch.covariate_id >= 0)[:, None]
-            codes.append(F.one_hot(batch.covariate_id.clamp_min(0), self.n_joint) * seen)
+            joint = batch.covariate_id
+            if not self.every:
+                joint = torch.zeros_like(joint)
+                for k, n in levels:
+                    joint = joint * n + batch.covariates[:, k]
+            codes.append(F.one_hot(joint.clamp_min(0), self.n_joint) * (joint >= 0)[:, None])
+        if self.numbers:
+            codes.append(batch.continuous[:, self.numbers])
         return torch.cat(codes, dim=-1).to(self.intercept.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,58 @@ if TYPE_CHECKING:
 
     from pyro_fcr.data import Batch, Design
 
-__all__ = ["LabelCode", "check_labels"]
+__all__ = ["Columns", "LabelCode", "check_labels", "find_columns"]
+
+
+class Columns(NamedTuple):
+    """What labels are to be read: roles, and positions among the covariates."""
+
+    roles: frozenset[str]
+    """Of ``"treatment"`` and ``"batch"``."""
+
+    labels: tuple[int, ...]
+    """Positions among the covariates that are labels."""
+
+    numbers: tuple[int, ...]
+    """Positions among the continuous covariates."""
+
+
+def find_columns(names: Iterable[str], design: Design, *, where: str) -> Columns:
+    """Resolve names of labels: roles, or columns of the schema.
+
+    Parameters
+    ----------
+    names
+        Of ``"treatment"``, ``"covariates"`` (all of them), ``"batch"`` and the columns of
+        covariates and batch. A covariate's own name comes before the role of the same name.
+    design
+        The experiment.
+    where
+        Who asks, for the message.
+
+    Raises
+    ------
+    SlotError
+        If a name is none of these.
+    """
+    named = frozenset(names)
+    every = "covariates" in named
+    labels = [k for k, name in enumerate(design.covariates) if every or name in named]
+    numbers = [k for k, name in enumerate(design.continuous) if every or name in named]
+    columns = [*design.covariates, *design.continuous]
+    roles = named - {"covariates"} - set(columns)
+    roles = frozenset("batch" if name == design.schema.batch else name for name in roles)
+    if unknown := sorted(roles - {"treatment", "batch"}):
+        raise SlotError(
+            sentence(
+                f"no label '{unknown[0]}' to read",
+                where=where,
+                expected=f"some of {['treatment', 'covariates', 'batch', *columns]}",
+                got=repr(unknown[0]),
+                hint="name its column in the schema, or leave it out",
+            )
+        )
+    return Columns(roles, tuple(labels), tuple(numbers))
 
 
 def check_labels(labels: Iterable[str], design: Design, *, where: str) -> frozenset[str]:
@@ -24,7 +75,7 @@ def check_labels(labels: Iterable[str], design: Design, *, where: str) -> frozen
     Parameters
     ----------
     labels
-        Of ``"treatment"``, ``"covariates"`` and ``"batch"``.
+        Of ``"treatment"``, ``"covariates"``, ``"batch"`` and the columns of covariates and batch.
     design
         The experiment.
     where
@@ -36,11 +87,12 @@ def check_labels(labels: Iterable[str], design: Design, *, where: str) -> frozen
         If a label is none of these, or one that the schema does not name.
     """
     schema = design.schema
+    columns = (*design.covariates, *design.continuous, schema.batch)
     named = {
         "treatment": schema.treatment is not None,
-        "covariates": bool(schema.covariates),
+        "covariates": bool(design.covariates or design.continuous),
         "batch": schema.batch is not None,
-    }
+    } | {name: True for name in columns if name is not None}
     wanted = frozenset(labels)
     for name in sorted(wanted):
         if not named.get(name):
@@ -60,14 +112,15 @@ class LabelCode(nn.Module):
     """Labels as numbers: doses of treatments, levels of covariates, technical batches.
 
     Doses are in units of training's (``Design.dose_unit``); a control cell has zeros, and a
-    combination the sum of its parts. Each covariate is a one-hot code of its own.
+    combination the sum of its parts. Each covariate is a one-hot code of its own, a continuous
+    one its standardised number.
 
     Parameters
     ----------
     design
         The experiment.
     parents
-        Which of ``"treatment"``, ``"covariates"``, ``"batch"`` to read.
+        Which labels to read, by role or column, as :func:`find_columns` takes them.
 
     Raises
     ------
@@ -79,23 +132,29 @@ class LabelCode(nn.Module):
 
     def __init__(self, design: Design, parents: Iterable[str]) -> None:
         super().__init__()
-        self.parents = check_labels(parents, design, where="parents=")
-        self.levels = {
-            "treatment": (design.n_treatments,),
-            "covariates": tuple(design.n_levels.values()),
-            "batch": (design.n_batches,),
-        }
-        self.size = sum(sum(self.levels[name]) for name in self.parents)
+        where = "parents="
+        found = find_columns(check_labels(parents, design, where=where), design, where=where)
+        self.roles, self.numbers = found.roles, list(found.numbers)
+        counts = list(design.n_levels.values())
+        self.levels = [(k, counts[k]) for k in found.labels]
+        self.n_batches = design.n_batches
+        self.size = (
+            design.n_treatments * ("treatment" in self.roles)
+            + sum(n for _, n in self.levels)
+            + len(self.numbers)
+            + self.n_batches * ("batch" in self.roles)
+        )
         self.register_buffer("dose_unit", torch.tensor(design.dose_unit), persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the code of each cell's labels; shape (B, ``size``)."""
         codes = [batch.counts.new_zeros(len(batch), 0)]
-        if "treatment" in self.parents:
+        if "treatment" in self.roles:
             codes.append(batch.treatment / self.dose_unit)
-        if "covariates" in self.parents:
-            for k, n in enumerate(self.levels["covariates"]):
-                codes.append(F.one_hot(batch.covariates[:, k], n).to(codes[0].dtype))
-        if "batch" in self.parents:
-            codes.append(F.one_hot(batch.batch, self.levels["batch"][0]).to(codes[0].dtype))
+        for k, n in self.levels:
+            codes.append(F.one_hot(batch.covariates[:, k], n).to(codes[0].dtype))
+        if self.numbers:
+            codes.append(batch.continuous[:, self.numbers])
+        if "batch" in self.roles:
+            codes.append(F.one_hot(batch.batch, self.n_batches).to(codes[0].dtype))
         return torch.cat(codes, dim=-1)

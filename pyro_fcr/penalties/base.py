@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -65,16 +66,25 @@ class Adversarial(Penalty):
 
 
 class Label(NamedTuple):
-    """A label of the cells: the treatment group, a covariate, the joint covariates, the batch."""
+    """A label of the cells: treatment group, a covariate, all of them, the batch, or several."""
 
     name: str
     n_groups: int
     column: int | None = None
+    parts: tuple[Label, ...] | None = None
+    levels: tuple[str, ...] = ()
 
     def of(self, batch: Batch) -> Tensor:
         """Return each cell's group; shape (B,), int64, -1 for a group never seen in training."""
         if self.column is not None:
             return batch.covariates[:, self.column]
+        if self.parts is not None:
+            joint = torch.zeros_like(batch.batch)
+            known = torch.ones_like(joint, dtype=torch.bool)
+            for part in self.parts:
+                code = part.of(batch)
+                joint, known = joint * part.n_groups + code, known & (code >= 0)
+            return torch.where(known, joint, -1)
         ids = {
             "treatment": batch.treatment_id,
             "covariates": batch.covariate_id,
@@ -88,13 +98,14 @@ class Label(NamedTuple):
         return F.one_hot(ids.clamp_min(0), self.n_groups).float() * (ids >= 0)[:, None]
 
 
-def find_label(name: str, design: Design, *, where: str) -> Label:
+def find_label(name: str | Sequence[str], design: Design, *, where: str) -> Label:
     """Return a label by ``"treatment"``, ``"covariates"`` (joint), ``"batch"``, or a column.
 
     Parameters
     ----------
     name
-        The label, or the name of one of the schema's covariates.
+        The label, or the name of one of the schema's covariates; several are taken jointly, each
+        pair of their groups a group of its own, and none at all is one group of all cells.
     design
         The experiment.
     where
@@ -105,16 +116,23 @@ def find_label(name: str, design: Design, *, where: str) -> Label:
     SlotError
         If the design has no such label.
     """
-    joint = {
-        "treatment": design.n_treatment_levels,
-        "covariates": design.n_covariate_levels,
-        "batch": design.n_batches,
-    }
-    if name in joint:
-        return Label(name, joint[name])
+    if not isinstance(name, str):
+        parts = tuple(find_label(part, design, where=where) for part in name)
+        names = tuple(" | ".join(row) for row in itertools.product(*(p.levels for p in parts)))
+        return Label(" | ".join(name), len(names), parts=parts, levels=names)
     columns = list(design.covariates)
-    if name in columns:
-        return Label(name, design.n_levels[name], columns.index(name))
+    # A covariate's own name comes before the role of the same name.
+    if name in columns and name not in ("treatment", "covariates"):
+        levels = design.covariates[name]
+        return Label(name, len(levels), columns.index(name), levels=levels)
+    joint = {
+        "treatment": design.treatment_levels,
+        "covariates": tuple(" | ".join(row) for row in design.covariate_levels),
+        "batch": design.batches or ("",),
+    }
+    name = "batch" if name == design.schema.batch else name
+    if name in joint:
+        return Label(name, len(joint[name]), levels=joint[name])
     raise SlotError(
         sentence(
             f"a penalty reads '{name}'",

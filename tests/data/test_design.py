@@ -370,7 +370,7 @@ def test_causes_resolve_names_as_do_does():
     common = {"treatment": "drug", "control": "none"}
     design = quietly(adata, Schema(**common, covariates="line", dose="dose", batch="line"))
     assert design.causes({"drug": "A"}) == design.causes({"dose": 1}) == {"treatment"}
-    both = {"covariates", "batch"}
+    both = {"covariates", "batch", "line"}
     assert design.causes({"line": "u"}) == design.causes({"batch": "u"}) == both
     assert design.causes({}) == set()
     with pytest.raises(CategoryError, match="unknown name 'lane'"):
@@ -379,8 +379,8 @@ def test_causes_resolve_names_as_do_does():
     adata = plain(batch=["p", "q"] * 10, dose=["p", "q"] * 10, lane=["1", "2"] * 10)
     schema = Schema(**common, covariates=["batch", "dose"], batch="lane")
     design = quietly(adata, schema)
-    assert design.causes({"batch": "p", "dose": "q"}) == {"covariates"}
-    assert design.causes({"lane": "1", "treatment": "A"}) == {"treatment", "batch"}
+    assert design.causes({"batch": "p", "dose": "q"}) == {"covariates", "batch", "dose"}
+    assert design.causes({"lane": "1", "treatment": "A"}) == {"treatment", "batch", "lane"}
 
 
 # ---- new data ----------------------------------------------------------------------------

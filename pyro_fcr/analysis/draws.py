@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 
 from pyro_fcr.model import OBSERVATION
-from pyro_fcr.nn import in_cell_plate, latent_sites
+from pyro_fcr.nn import in_cell_plate, latent_sites, marginal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -58,7 +58,7 @@ def moments(guide: Callable[[Batch], Any], batch: Batch) -> dict[str, tuple[Tens
     """
     trace = poutine.trace(guide).get_trace(batch)
     return {
-        name: (site["fn"].mean, site["fn"].variance.sqrt())
+        name: (marginal(site).mean, marginal(site).variance.sqrt())
         for name, site in latent_sites(trace).items()
         if in_cell_plate(site)
     }

@@ -6,8 +6,10 @@ from pyro_fcr.distributions.counts import (
     ZeroInflatedNegativeBinomial,
     negative_binomial_log_prob,
 )
+from pyro_fcr.distributions.factored import FactoredNormal
 
 __all__ = [
+    "FactoredNormal",
     "NegativeBinomial",
     "Poisson",
     "ZeroInflatedNegativeBinomial",

@@ -3,5 +3,7 @@
 from pyro_fcr.guides.amortised import Amortised
 from pyro_fcr.guides.base import Guide, check_coverage
 from pyro_fcr.guides.composed import Composed
+from pyro_fcr.guides.encoders import Encoders
+from pyro_fcr.guides.joint import Joint
 
-__all__ = ["Amortised", "Composed", "Guide", "check_coverage"]
+__all__ = ["Amortised", "Composed", "Encoders", "Guide", "Joint", "check_coverage"]

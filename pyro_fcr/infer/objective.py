@@ -18,6 +18,7 @@ from pyro_fcr.nn import (
     ParallelMLP,
     in_cell_plate,
     latent_sites,
+    marginal,
 )
 from pyro_fcr.penalties import Adversarial
 
@@ -83,7 +84,7 @@ class PenalisedGuide(nn.Module):
         for (name, weight), penalty in zip(self.weights.items(), self.parts, strict=True):
             if penalty.reads == "mean":
                 # Cells' sites alone: a global's AutoGuide, a flow say, need not know its mean.
-                z = {k: site["fn"].mean for k, site in sites.items() if in_cell_plate(site)}
+                z = {k: marginal(site).mean for k, site in sites.items() if in_cell_plate(site)}
             else:
                 z = draws
             if isinstance(penalty, Adversarial):

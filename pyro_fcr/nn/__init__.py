@@ -6,7 +6,7 @@ from pyro_fcr.nn.labels import LabelCode, check_labels
 from pyro_fcr.nn.module import LocalModule, Part, touch_globals
 from pyro_fcr.nn.networks import MLP, ParallelMLP
 from pyro_fcr.nn.tensors import read_tensors, write_tensors
-from pyro_fcr.nn.traces import in_cell_plate, latent_sites
+from pyro_fcr.nn.traces import in_cell_plate, latent_sites, marginal
 
 __all__ = [
     "MLP",
@@ -19,6 +19,7 @@ __all__ = [
     "check_labels",
     "in_cell_plate",
     "latent_sites",
+    "marginal",
     "read_tensors",
     "touch_globals",
     "write_tensors",

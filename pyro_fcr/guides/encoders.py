@@ -1,0 +1,138 @@
+"""What amortised guides share: encoders that read a cell's genes and, if told so, its labels."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_fcr.guides.base import Guide
+from pyro_fcr.nn import ConditionTable, ParallelMLP, check_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyro.distributions as dist
+
+    from pyro_fcr.data import Batch, Design
+    from pyro_fcr.likelihoods import GeneStatistics, Likelihood
+    from pyro_fcr.nn import Block
+
+__all__ = ["Encoders"]
+
+
+class Encoders(Guide):
+    """Encoders give each cell its variational parameters; a subclass says of which family.
+
+    Where a block's distribution is conditional on other blocks, its site carries the posterior of
+    the block alone as ``infer={"marginal": ...}``: that is what penalties and ``latents`` read.
+
+    Parameters
+    ----------
+    labels
+        Whether each encoder also sees the labels its block's prior is conditioned on, as in
+        FCR's paper; or the names of labels that all of them see. Without any (the default) a
+        latent holds what the cell's own genes say, and cells whose treatment or covariates are
+        unknown can be embedded too.
+    width, depth
+        Hidden layers of each encoder.
+    """
+
+    def __init__(
+        self, labels: bool | Sequence[str] = False, width: int = 128, depth: int = 2
+    ) -> None:
+        super().__init__()
+        self.labels = labels if isinstance(labels, bool) else tuple(labels)
+        self.width, self.depth = width, depth
+
+    def bind(
+        self,
+        blocks: Sequence[Block],
+        design: Design,
+        likelihood: Likelihood,
+        genes: GeneStatistics,
+    ) -> None:
+        """Make the encoders, fused into one pass over the genes."""
+        self.blocks = tuple(blocks)
+        self._features = likelihood.features
+        self.register_buffer("mean_g", genes.mean.clone())
+        self.register_buffer("scale_g", genes.scale.clone())
+        sizes = [2 * block.size for block in blocks] + self.shared_sizes()
+        self.encoders = ParallelMLP(design.n_genes, sizes, width=self.width, depth=self.depth)
+        if self.labels:
+            chosen = None if isinstance(self.labels, bool) else frozenset(self.labels)
+            read = [block.parents if chosen is None else chosen for block in blocks]
+            every = frozenset().union(*read)
+            read += [every for _ in self.shared_sizes()]
+            where = f"{type(self).__name__}(labels=)"
+            self.reads = check_labels(every, design, where=where)
+            start = torch.full((self.width,), 0.1)
+            self.label_tables = nn.ModuleList(
+                ConditionTable(design, labels, start) for labels in read
+            )
+
+    def shared_sizes(self) -> list[int]:
+        """Return the outputs of encoders beside the blocks' own; none by default."""
+        return []
+
+    def encode(self, batch: Batch) -> list[Tensor]:
+        """Return the variational parameters: a location and raw scale per block, then the rest.
+
+        Each has shape (B, size); those of a block 2d, a location and a raw scale for each of its
+        dimensions.
+        """
+        features = (self._features(batch) - self.mean_g) / self.scale_g
+        shift = None
+        if self.labels:
+            shift = torch.cat([table(batch) for table in self.label_tables], dim=-1)
+        return self.encoders(features, shift)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Sample every block in the cell plate; one tensor (B, d) per block."""
+        parameters = self.encode(batch)
+        with pyro.plate("cells", batch.n_cells, subsample=batch.index):
+            return self.draw(parameters)
+
+    def posteriors(self, batch: Batch) -> dict[str, dist.TorchDistribution]:
+        """Return q of each block alone: batch shape (B,), event shape (d,)."""
+        return self.marginals(self.encode(batch))
+
+    @abstractmethod
+    def draw(self, parameters: list[Tensor]) -> dict[str, Tensor]:
+        """Sample every block; the cell plate is open.
+
+        Parameters
+        ----------
+        parameters
+            As :meth:`encode` returns them.
+        """
+
+    @abstractmethod
+    def marginals(self, parameters: list[Tensor]) -> dict[str, dist.TorchDistribution]:
+        """Return q of each block alone.
+
+        Parameters
+        ----------
+        parameters
+            As :meth:`encode` returns them.
+        """
+
+    @abstractmethod
+    def place(self, parameters: list[Tensor], noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the latents that standard normal noise stands for, and their log-density.
+
+        Parameters
+        ----------
+        parameters
+            As :meth:`encode` returns them.
+        noise
+            Shape (B, D), D the dimensions of all blocks.
+
+        Returns
+        -------
+        tuple
+            One tensor (B, d) per block, and log q of them all together, shape (B,).
+        """

@@ -1,10 +1,7 @@
 """Data with known latents: AnnData out, the truth in ``obsm`` and ``uns["simulation"]``."""
 
-from pyro_fcr.simulate.factorised import (
-    VARIANTS,
-    counterfactual_truth,
-    expected_counts,
-    factorised,
-)
+from pyro_fcr.simulate.factorised import VARIANTS, factorised
+from pyro_fcr.simulate.semisynthetic import from_data
+from pyro_fcr.simulate.truth import counterfactual_truth, expected_counts
 
-__all__ = ["VARIANTS", "counterfactual_truth", "expected_counts", "factorised"]
+__all__ = ["VARIANTS", "counterfactual_truth", "expected_counts", "factorised", "from_data"]

@@ -183,7 +183,9 @@ def _bound_priors(declaration: Declaration, recipe: Recipe, design: Design) -> d
                     hint="subclass pyro_fcr.Prior and name one of the system's blocks",
                 )
             )
-    priors = copy.deepcopy({**declaration.priors, **recipe.priors})
+    # One by one: a single object may stand for several blocks.
+    chosen = {**declaration.priors, **recipe.priors}
+    priors = {name: copy.deepcopy(prior) for name, prior in chosen.items()}
     for block in declaration.blocks:
         priors[block.name].bind(block, design)
     return priors

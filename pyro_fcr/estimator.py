@@ -24,7 +24,7 @@ from pyro_fcr.errors import DesignError, FCRError, FitError, LoadError, sentence
 from pyro_fcr.fitted import CHUNK, Fitted
 from pyro_fcr.infer import Plan, Settled, Trainer, align, resolve_device
 from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, resolve
-from pyro_fcr.nn import ConditionTable, read_tensors, write_tensors
+from pyro_fcr.nn import ConditionMap, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -360,8 +360,8 @@ class Estimator(Fitted):
         _, first = np.unique(self._condition(cells), return_index=True)
         return cells.batch(first).to(self.device)
 
-    def _tables(self) -> list[ConditionTable]:
-        return [m for m in self._objective.modules() if isinstance(m, ConditionTable)]
+    def _tables(self) -> list[ConditionMap]:
+        return [m for m in self._objective.modules() if isinstance(m, ConditionMap)]
 
     def _leakage(self, cells: Cells) -> dict[str, float]:
         means = {name: mean for name, (mean, _) in self._moments(cells).items()}

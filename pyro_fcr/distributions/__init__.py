@@ -6,6 +6,7 @@ from pyro_fcr.distributions.counts import (
     ZeroInflatedNegativeBinomial,
     negative_binomial_log_prob,
 )
+from pyro_fcr.distributions.divergences import kl_mean_field_low_rank
 from pyro_fcr.distributions.factored import FactoredNormal
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "NegativeBinomial",
     "Poisson",
     "ZeroInflatedNegativeBinomial",
+    "kl_mean_field_low_rank",
     "negative_binomial_log_prob",
 ]

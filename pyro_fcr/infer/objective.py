@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_fcr.nn import (
-    ConditionTable,
+    ConditionMap,
     ParallelMLP,
     in_cell_plate,
     latent_sites,
@@ -247,7 +247,7 @@ class Objective(nn.Module):
         intercepts, gene-wise parameters and globals' posteriors are not shrunk.
         """
         critic = {id(p) for p in self.critic_parameters()}
-        kinds = nn.Linear | ParallelMLP | ConditionTable
+        kinds = nn.Linear | ParallelMLP | ConditionMap
         networks = [m for m in self.modules() if isinstance(m, kinds)]
         found = {id(p): p for m in networks for p in m.parameters() if p.ndim > 1}
         return [p for key, p in found.items() if key not in critic]

@@ -1,22 +1,35 @@
 """Modules with parameters of their own, networks, tables over conditions."""
 
 from pyro_fcr.nn.block import Block
-from pyro_fcr.nn.conditions import ConditionTable
+from pyro_fcr.nn.conditions import ConditionMap, ConditionTable
 from pyro_fcr.nn.labels import LabelCode, check_labels
+from pyro_fcr.nn.maps import (
+    MAPS,
+    ConditionEmbedding,
+    ConditionMLP,
+    FeatureTable,
+    condition_map,
+)
 from pyro_fcr.nn.module import LocalModule, Part, touch_globals
 from pyro_fcr.nn.networks import MLP, ParallelMLP
 from pyro_fcr.nn.tensors import read_tensors, write_tensors
 from pyro_fcr.nn.traces import in_cell_plate, latent_sites, marginal
 
 __all__ = [
+    "MAPS",
     "MLP",
     "Block",
+    "ConditionEmbedding",
+    "ConditionMLP",
+    "ConditionMap",
     "ConditionTable",
+    "FeatureTable",
     "LabelCode",
     "LocalModule",
     "ParallelMLP",
     "Part",
     "check_labels",
+    "condition_map",
     "in_cell_plate",
     "latent_sites",
     "marginal",

@@ -1,8 +1,9 @@
-"""Tables over conditions: main effects and interactions of treatment, covariates and batch."""
+"""Maps from conditions to vectors; above all the table of main effects and interactions."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,14 +17,70 @@ if TYPE_CHECKING:
 
     from pyro_fcr.data import Batch, Design
 
-__all__ = ["ConditionTable"]
+__all__ = ["ConditionMap", "ConditionTable"]
 
 GAIN = 5.0
 """A table is stored divided by this, which under Adam multiplies its learning rate: priors must
 keep up with encoders, or the encoders learn to live with stale ones."""
 
 
-class ConditionTable(nn.Module):
+class ConditionMap(nn.Module, ABC):
+    """A vector per condition: what a prior reads its parameters from."""
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether it can tell what a treatment does that no training cell had."""
+        return False
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the vector of each cell's condition; shape (B, d)."""
+
+    def refit(self, batch: Batch, target: Tensor) -> None:
+        """Fit the map by least squares so that the batch's conditions have the given vectors.
+
+        Parameters
+        ----------
+        batch
+            One cell per condition, C of them.
+        target
+            Shape (C, d).
+        """
+        weights = [p for p in self.parameters() if p.requires_grad]
+        search = torch.optim.LBFGS(weights, max_iter=300, line_search_fn="strong_wolfe")
+        wanted = target.to(weights[0].dtype)
+
+        def misfit() -> Tensor:
+            search.zero_grad()
+            value = (self(batch) - wanted).square().mean()
+            value.backward()
+            return value
+
+        with torch.enable_grad():
+            search.step(misfit)
+        search.zero_grad()
+
+    def zero_unseen(self, batch: Batch) -> None:
+        """Before training, forget what no training condition informs; nothing by default.
+
+        Parameters
+        ----------
+        batch
+            All training conditions, a cell of each at least; of its fields only ``treatment``
+            and ``covariates`` are read.
+        """
+
+    def complete(self, batch: Batch) -> None:
+        """After training, fill in what no training condition informed; nothing by default.
+
+        Parameters
+        ----------
+        batch
+            All training conditions, a cell of each at least.
+        """
+
+
+class ConditionTable(ConditionMap):
     r"""A vector per condition: intercept, main effects and, where both are read, interactions.
 
     .. math:: \eta(t, x) = \eta_0 + a_x + \sum_k t_k (b_k + C_{k x})
@@ -60,13 +117,13 @@ class ConditionTable(nn.Module):
         joint = design.n_covariate_levels if self.every else math.prod(self.n_levels)
         self.n_joint = joint if len(self.n_levels) > 1 else 0
         self.n_batches, size = design.n_batches, len(start)
-        n_covariates = sum(self.n_levels) + self.n_joint + len(self.numbers)
+        self.n_covariates = sum(self.n_levels) + self.n_joint + len(self.numbers)
         start = start / GAIN
         # The design is saved with the model, so the weights need not hold it.
         self.register_buffer("dose_unit", torch.tensor(design.dose_unit), persistent=False)
         self.intercept = nn.Parameter(torch.zeros(size))
         if "covariates" in self.parents:
-            table = torch.randn(n_covariates, size) * start
+            table = torch.randn(self.n_covariates, size) * start
             table[sum(self.n_levels) :][: self.n_joint] = 0
             self.covariates = nn.Parameter(table)
         if "treatment" in self.parents:
@@ -75,7 +132,13 @@ class ConditionTable(nn.Module):
         if "batch" in self.parents:
             self.batch = nn.Parameter(torch.randn(self.n_batches, size) * start)
         if {"treatment", "covariates"} <= self.parents:
-            self.interaction = nn.Parameter(torch.zeros(design.n_treatments, n_covariates, size))
+            shape = (design.n_treatments, self.n_covariates, size)
+            self.interaction = nn.Parameter(torch.zeros(shape))
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether treatments are not read: a row that was never trained tells nothing."""
+        return "treatment" not in self.parents
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the vector of each cell's condition; shape (B, d)."""
@@ -86,7 +149,7 @@ class ConditionTable(nn.Module):
         if "treatment" in self.parents:
             out = out + treatment @ self.treatment
         if "covariates" in self.parents:
-            levels = self._levels(batch)
+            levels = self.levels(batch)
             out = out + levels @ self.covariates
             if "treatment" in self.parents:
                 by_level = treatment @ self.interaction.flatten(1)
@@ -116,7 +179,7 @@ class ConditionTable(nn.Module):
         if "treatment" in self.parents:
             columns["treatment"] = treatment
         if "covariates" in self.parents:
-            columns["covariates"] = self._levels(batch)
+            columns["covariates"] = self.levels(batch)
             if "treatment" in self.parents:
                 products = treatment[:, :, None] * columns["covariates"][:, None]
                 columns["interaction"] = products.flatten(1)
@@ -131,14 +194,7 @@ class ConditionTable(nn.Module):
 
     @torch.no_grad()
     def zero_unseen(self, batch: Batch) -> None:
-        """Zero the main effects that no training condition informs.
-
-        Parameters
-        ----------
-        batch
-            All training conditions, a cell of each at least; of its fields only ``treatment``
-            and ``covariates`` are read.
-        """
+        """Zero the main effects that no training condition informs."""
         if "treatment" in self.parents:
             seen = (batch.treatment != 0).any(0)
             self.treatment.mul_(seen[:, None])
@@ -165,7 +221,7 @@ class ConditionTable(nn.Module):
         """
         if not {"treatment", "covariates"} <= self.parents:
             return
-        levels = self._levels(batch)
+        levels = self.levels(batch)
         seen = ((batch.treatment != 0).to(levels.dtype).T @ levels.abs() > 0)[..., None]
         n = seen.sum(0)
         mean = (self.interaction * seen).sum(0) / n.clamp_min(1)
@@ -180,7 +236,8 @@ class ConditionTable(nn.Module):
         shrunk = mean * between / (between + within / n.clamp_min(1)).clamp_min(1e-12)
         self.interaction.copy_(torch.where(seen, self.interaction, shrunk))
 
-    def _levels(self, batch: Batch) -> Tensor:
+    def levels(self, batch: Batch) -> Tensor:
+        """Return the code of each cell's covariates; shape (B, ``n_covariates``)."""
         levels = list(zip(self.labels, self.n_levels, strict=True))
         codes = [F.one_hot(batch.covariates[:, k], n) for k, n in levels]
         if self.n_joint:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from typing import TYPE_CHECKING, Any
+import weakref
+from typing import TYPE_CHECKING, Any, Self
 
 import pyro
+import torch
 from pyro.nn import PyroModule
+from torch import nn
+from torch.distributions import Distribution, Transform
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable
 
 __all__ = ["LocalModule", "Part", "touch_globals"]
 
@@ -30,6 +35,16 @@ class LocalModule(PyroModule):
         """Run ``forward`` with module-local parameters."""
         with pyro.settings.context(module_local_params=True):
             return super().__call__(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        # The distribution of a PyroSample is no buffer: without this it would stay behind
+        # when the module moves to another device or type.
+        super()._apply(fn, recurse)
+        for child in self.modules():
+            if isinstance(child, PyroModule):
+                samples = child.__dict__.get("_pyro_samples", {})
+                samples.update({name: _moved(prior, fn, {}) for name, prior in samples.items()})
+        return self
 
 
 class Part(LocalModule):
@@ -65,3 +80,25 @@ def touch_globals(module: nn.Module) -> None:
         if isinstance(child, PyroModule):
             for name in child.__dict__.get("_pyro_samples", ()):
                 getattr(child, name)
+
+
+def _moved(
+    value: Any, function: Callable[[torch.Tensor], torch.Tensor], made: dict[int, Any]
+) -> Any:
+    # Distributions and transforms are copied, each once: a transform and its inverse name
+    # one another.
+    if id(value) in made:
+        return made[id(value)]
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, nn.Module):
+        return value._apply(function)
+    if isinstance(value, Distribution | Transform):
+        found = made[id(value)] = copy.copy(value)
+        for name, item in vars(value).items():
+            kept = None if isinstance(item, weakref.ref) else _moved(item, function, made)
+            vars(found)[name] = kept
+        return found
+    if type(value) in (list, tuple):
+        return type(value)(_moved(item, function, made) for item in value)
+    return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from pyro_fcr.nn import Part
+from pyro_fcr.nn import ConditionMap, Part
 
 if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution
@@ -25,6 +25,16 @@ class Prior(Part):
 
     def bind(self, block: Block, design: Design) -> None:
         """Make what depends on the block's size or the design's categories; nothing by default."""
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether the prior can tell what a treatment does that no training cell had.
+
+        Of this package's priors those do whose conditions are read through features; a prior of
+        one's own says so itself.
+        """
+        maps = [module for module in self.modules() if isinstance(module, ConditionMap)]
+        return bool(maps) and all(one.extrapolates for one in maps)
 
     @abstractmethod
     def forward(self, batch: Batch) -> TorchDistribution:

@@ -7,22 +7,37 @@ from typing import TYPE_CHECKING
 import pyro.distributions as dist
 import torch
 
-from pyro_fcr.nn import Block, ConditionTable
+from pyro_fcr.nn import Block, condition_map
 from pyro_fcr.priors.base import Prior
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pyro_fcr.data import Batch, Design
 
-__all__ = ["Gaussian", "bounded_exp"]
+__all__ = ["BOUND", "SCALE_SPREAD", "Gaussian", "bounded_exp", "loc_spread", "raw_scale"]
 
 
 BOUND = 3.0
 """A prior's log-scale stays between minus and plus this."""
 
+SCALE_SPREAD = 0.05
+"""Standard deviation of the log-scales over conditions before training."""
 
-def bounded_exp(raw: torch.Tensor, bound: float = BOUND) -> torch.Tensor:
+
+def bounded_exp(raw: Tensor, bound: float = BOUND) -> Tensor:
     """Return a scale between exp(-bound) and exp(bound), equal to exp(raw) near zero."""
     return torch.exp(bound * torch.tanh(raw / bound))
+
+
+def raw_scale(scale: Tensor) -> Tensor:
+    """Return what :func:`bounded_exp` turns into the given scale, as near as its bounds allow."""
+    return BOUND * torch.atanh((scale.log() / BOUND).clamp(-0.95, 0.95))
+
+
+def loc_spread(block: Block) -> float:
+    """Return the standard deviation of a block's prior means over conditions before training."""
+    return 0.5 if len(block.parents) == 1 else 0.3
 
 
 class Gaussian(Prior):
@@ -41,17 +56,19 @@ class Gaussian(Prior):
     ----------
     learn_scale
         Whether the scale varies with the condition; otherwise it is 1.
+    condition
+        How the condition is read: ``"table"``, ``"embedding"`` (the paper's form), ``"mlp"`` or
+        ``"features"`` (:func:`~pyro_fcr.nn.condition_map`).
     """
 
-    def __init__(self, learn_scale: bool = True) -> None:
+    def __init__(self, learn_scale: bool = True, condition: str = "table") -> None:
         super().__init__()
-        self.learn_scale = learn_scale
+        self.learn_scale, self.condition = learn_scale, condition
 
     def bind(self, block: Block, design: Design) -> None:
-        """Make the tables of means and log-scales."""
-        spread = 0.5 if len(block.parents) == 1 else 0.3
-        start = torch.cat([torch.full((block.size,), spread), torch.full((block.size,), 0.05)])
-        self.table = ConditionTable(design, block.parents, start)
+        """Make the maps of means and log-scales."""
+        start = torch.tensor([loc_spread(block)] * block.size + [SCALE_SPREAD] * block.size)
+        self.table = condition_map(self.condition, design, block.parents, start)
 
     def forward(self, batch: Batch) -> dist.TorchDistribution:
         """Return N(m, s²) with batch shape (B,) and event shape (d,)."""
@@ -59,8 +76,8 @@ class Gaussian(Prior):
         scale = bounded_exp(raw) if self.learn_scale else torch.ones_like(raw)
         return dist.Normal(loc, scale).to_event(1)
 
-    def refit(self, batch: Batch, loc: torch.Tensor, scale: torch.Tensor) -> None:
-        """Set the tables so that the batch's conditions have the given moments.
+    def refit(self, batch: Batch, loc: Tensor, scale: Tensor) -> None:
+        """Set the maps so that the batch's conditions have the given moments.
 
         Parameters
         ----------
@@ -69,5 +86,4 @@ class Gaussian(Prior):
         loc, scale
             Shape (C, d).
         """
-        share = (scale.log() / BOUND).clamp(-0.95, 0.95)
-        self.table.refit(batch, torch.cat([loc, BOUND * torch.atanh(share)], dim=1))
+        self.table.refit(batch, torch.cat([loc, raw_scale(scale)], dim=1))

@@ -22,6 +22,11 @@ class Standard(Prior):
         """Remember the block's size."""
         self.size = block.size
 
+    @property
+    def extrapolates(self) -> bool:
+        """True: it is the same for every treatment."""
+        return True
+
     def forward(self, batch: Batch) -> dist.TorchDistribution:
         """Return N(0, I) with batch shape (B,) and event shape (d,)."""
         zeros = batch.library.new_zeros(len(batch), self.size)

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimator", "load"]
 
+FEATURES = "treatment_features.safetensors"
+"""The file beside ``model.json`` that holds the treatments' features, where there are any."""
+
 
 class Estimator(Fitted):
     """A system bound to data.
@@ -403,14 +406,16 @@ class Estimator(Fitted):
         """
         folder, history = Path(path), self._fitted()
         folder.mkdir(parents=True, exist_ok=True)
-        recipe = self._recipe
+        recipe, design = self._recipe, self.design.to_dict()
+        if (features := design.pop("treatment_features")) is not None:
+            write_tensors(folder / FEATURES, {"features": torch.tensor(features)}, {})
         described = {
             "format": io.FORMAT,
             "system": type(self).__name__,
             "versions": io.versions(),
             "settings": self.settings,
             "sizes": self.sizes,
-            "design": self.design.to_dict(),
+            "design": design,
             "priors": {name: io.describe(prior) for name, prior in recipe.priors.items()},
             "guide": io.describe(recipe.guide),
             "decoder": io.describe(recipe.decoder),
@@ -524,6 +529,8 @@ def load(
             {k: io.rebuild(v, told.get(k), slot=f"options={{'{k}': ...}}")
              for k, v in saved.get("options", {}).items()},
         )  # fmt: skip
+        if saved["design"]["schema"].get("treatment_features") is not None:
+            saved["design"]["treatment_features"] = read_tensors(folder / FEATURES)[0]["features"]
         made = known[saved["system"]]._from_saved(saved, recipe)
         weights, _ = read_tensors(folder / "weights.safetensors")
         made._objective.load_state_dict(weights)

@@ -19,7 +19,7 @@ from pyro_fcr.analysis.report import write_report
 from pyro_fcr.errors import DesignError, NotFittedError, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     import torch
@@ -123,6 +123,27 @@ class Fitted(ABC):
                     expected=f"the columns {sorted(set(filter(None, needed)))}",
                     got=f"no {missing[0]!r}",
                     hint="add the column, or set it with do=",
+                )
+            )
+
+    def _require_known(self, cells: Cells, redraw: Collection[str]) -> None:
+        # A table's row that was never trained would answer like the control.
+        blocks = [b.name for b in self.declaration.blocks if "treatment" in b.parents]
+        blind = [
+            f"the prior of '{name}'"
+            for name in blocks
+            if name in redraw and not self.model.priors[name].extrapolates
+        ]
+        blind += ["the decoder"] if "treatment" in self.model.decoder.reads else []
+        if blind and (new := self.design.without_cells(cells)):
+            raise DesignError(
+                sentence(
+                    f"{blind[0]} knows nothing of {new[0]!r}, a treatment without cells",
+                    where="treatment",
+                    expected="a treatment that cells had, or parts that read its features",
+                    got=f"{len(new)} without cells",
+                    hint="give every block that depends on the treatment a prior such as "
+                    "pf.priors.TreatmentFeatures()",
                 )
             )
 
@@ -405,6 +426,7 @@ class Fitted(ABC):
         parents = [block.parents for block in self.declaration.blocks if block.name in redraw]
         read = self.model.decoder.reads.union(*parents)
         self._require(intervened, read, "the priors and the decoder")
+        self._require_known(intervened, redraw)
         return expected_counts(
             self.model,
             self.guide,

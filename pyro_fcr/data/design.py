@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from pyro_fcr.data import checks
 from pyro_fcr.data.cells import Cells
+from pyro_fcr.data.features import read_features
 from pyro_fcr.data.schema import Schema
 from pyro_fcr.data.treatments import (
     check_treatments,
@@ -58,7 +59,8 @@ class Design:
     genes
         The model's genes in order, G.
     treatments
-        Single treatments in column order, T; the control is none of them.
+        Single treatments in column order, T; the control is none of them. With features, those
+        that have features and no cells are among them.
     treatment_keys
         Treatment groups in order of label and dose, each as sorted (part, dose) pairs; group 0
         is the control, ``()``.
@@ -79,6 +81,9 @@ class Design:
         genes / mean training factor.
     continuous
         Mean and standard deviation of each numeric covariate over the training cells.
+    treatment_features
+        Shape (T, F), float32: what is known of each treatment; ``None`` where the schema names
+        no features.
 
     Examples
     --------
@@ -102,6 +107,7 @@ class Design:
     library: Literal["totals", "ones"] = "totals"
     size_factor_unit: float = 1.0
     continuous: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    treatment_features: NDArray[np.float32] | None = field(default=None, compare=False)
 
     # ---- learning it ---------------------------------------------------------------------
 
@@ -157,6 +163,9 @@ class Design:
         parts = {part for key in keys for part, _ in key}
         if schema.treatment is not None:
             check_treatments(keys, schema, adata.obs)
+        treatments, features = sorted(parts), None
+        if schema.treatment_features is not None:
+            treatments, features = read_features(adata, schema, parts)
         # By label, then by dose.
         treated = sorted(
             (key for key in keys if key), key=lambda key: tuple(zip(*key, strict=True))
@@ -182,7 +191,7 @@ class Design:
         design = cls(
             schema=schema,
             genes=genes,
-            treatments=tuple(sorted(parts)),
+            treatments=tuple(treatments),
             treatment_keys=tuple(groups),
             covariates=covariates,
             covariate_levels=tuple(
@@ -194,6 +203,7 @@ class Design:
             require_counts=require_counts,
             library=library,
             continuous=continuous,
+            treatment_features=features,
         )
         unit = design._check_values(adata, names, columns)
         design._warn_weaknesses()
@@ -325,13 +335,16 @@ class Design:
     def dose_unit(self) -> NDArray[np.float32]:
         """Shape (T,), float32: geometric mean of each treatment's doses over its groups.
 
-        It is 1 where the schema names no dose.
+        It is 1 where the schema names no dose. A treatment without cells has the geometric mean
+        of the others.
         """
         log_doses: dict[str, list[float]] = {part: [] for part in self.treatments}
         if self.schema.dose is not None:
             for part, dose in itertools.chain.from_iterable(self.treatment_keys):
                 log_doses[part].append(np.log(dose))
-        means = [np.mean(logs) if logs else 0.0 for logs in log_doses.values()]
+        usual = [np.mean(logs) for logs in log_doses.values() if logs]
+        otherwise = np.mean(usual) if usual else 0.0
+        means = [np.mean(logs) if logs else otherwise for logs in log_doses.values()]
         return np.exp(np.asarray(means)).astype(np.float32)
 
     @cached_property
@@ -680,6 +693,19 @@ class Design:
         target = self._target(name)
         return "treatment" if target in ("\0treatment", "\0dose") else target
 
+    def without_cells(self, cells: Cells) -> list[str]:
+        """Return those of the cells' treatments that no cell of this design had.
+
+        Parameters
+        ----------
+        cells
+            Cells of this design.
+        """
+        had = {part for key in self.treatment_keys for part, _ in key}
+        used = np.unique(cells.treatment_row)
+        columns = np.flatnonzero((cells.treatment_rows[used] != 0).any(axis=0))
+        return [self.treatments[t] for t in columns if self.treatments[t] not in had]
+
     def _target(self, name: str) -> str:
         # The schema's own names come first: a covariate may well be called "dose".
         schema = self.schema
@@ -859,6 +885,9 @@ class Design:
             "library": self.library,
             "size_factor_unit": self.size_factor_unit,
             "continuous": [[name, mean, sd] for name, (mean, sd) in self.continuous.items()],
+            "treatment_features": (
+                None if self.treatment_features is None else self.treatment_features.tolist()
+            ),
         }
 
     @classmethod
@@ -892,6 +921,9 @@ class Design:
                     str(name): (float(mean), float(sd))
                     for name, mean, sd in values.get("continuous", ())
                 },
+                treatment_features=_features(
+                    values.get("treatment_features"), len(values["treatments"])
+                ),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise LoadError(
@@ -903,6 +935,15 @@ class Design:
                     hint="save the model again with this version",
                 )
             ) from error
+
+
+def _features(values: Any, n_treatments: int) -> NDArray[np.float32] | None:
+    if values is None:
+        return None
+    features = np.asarray(values, np.float32)
+    if features.ndim != 2 or len(features) != n_treatments:
+        raise ValueError(f"features of shape {features.shape} for {n_treatments} treatments")
+    return features
 
 
 def _moments(values: NDArray[np.float64], name: str) -> tuple[float, float]:

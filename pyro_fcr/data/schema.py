@@ -40,6 +40,11 @@ class Schema:
         genes divided by the mean training factor, turns the factors into molecules.
     separator
         What stands between the parts of a combination; ``None`` never splits a label.
+    treatment_features
+        Key of ``uns`` (a DataFrame with a row per treatment, or a mapping from treatments to
+        vectors) or of ``varm`` (a row per gene, where treatments are named after genes): what is
+        known of the treatments beside their labels. Those with features and without cells can be
+        asked for by ``do``.
 
     Raises
     ------
@@ -61,6 +66,7 @@ class Schema:
     size_factor: str | None = None
     separator: str | None = "+"
     continuous: tuple[str, ...] | Sequence[str] | str = ()
+    treatment_features: str | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -73,7 +79,8 @@ class Schema:
         if self.control is not None:
             # Labels are compared as strings, so control=0 must meet the label "0".
             object.__setattr__(self, "control", str(self.control))
-        for field in ("treatment", "counts", "dose", "batch", "size_factor", "separator"):
+        names = ("treatment", "counts", "dose", "batch", "size_factor", "separator")
+        for field in (*names, "treatment_features"):
             _text_or_none(field, getattr(self, field))
         self._check_together()
 
@@ -88,7 +95,7 @@ class Schema:
                     hint="name the control, or the level that the others are compared with",
                 )
             )
-        for field in ("control", "dose"):
+        for field in ("control", "dose", "treatment_features"):
             if self.treatment is None and getattr(self, field) is not None:
                 raise SchemaError(
                     sentence(

@@ -62,11 +62,12 @@ def condition_map(
 
 
 class ConditionEmbedding(ConditionMap):
-    r"""The paper's form: a linear map of the element-wise product of two embeddings, of the treatment and of the rest.
+    r"""The paper's form: a linear map of the product of two embeddings, element by element.
 
     .. math:: \eta(t, x) = W\left[(e_0 + \textstyle\sum_k t_k e_k) \odot (a_0 + a_x)\right] + b
 
-    (Mao et al. 2024, arXiv 2410.22472, for z_tx). It extrapolates badly to pairs that were not
+    with one embedding of the treatment and one of all else (Mao et al. 2024, arXiv 2410.22472,
+    for z_tx). It extrapolates badly to pairs that were not
     seen; :class:`ConditionTable` falls back on main effects instead.
 
     Parameters

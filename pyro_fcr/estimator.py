@@ -19,7 +19,7 @@ from pyro_fcr import io
 from pyro_fcr.analysis.conditions import condition_cells
 from pyro_fcr.analysis.leakage import block_leakage
 from pyro_fcr.assembly import Declaration, Recipe, assemble
-from pyro_fcr.data import Cells, Design, MemorySource, Schema, Split, checks
+from pyro_fcr.data import Cells, Design, Schema, Split, checks, open_data, open_source
 from pyro_fcr.errors import DesignError, FCRError, FitError, LoadError, sentence
 from pyro_fcr.fitted import CHUNK, Fitted
 from pyro_fcr.infer import Plan, Settled, Trainer, align, resolve_device
@@ -27,7 +27,7 @@ from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, re
 from pyro_fcr.nn import ConditionMap, read_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from anndata import AnnData
     from torch import nn
@@ -49,7 +49,9 @@ class Estimator(Fitted):
     Parameters
     ----------
     adata
-        Training data, one row per cell; it is only read.
+        Training data, one row per cell; it is only read. A backed AnnData, the path of an
+        ``.h5ad`` file or a Zarr store, or a list of paths stay on disk: cells are read as they
+        are needed, at constant memory.
     schema
         Which column is what.
     sizes
@@ -89,7 +91,7 @@ class Estimator(Fitted):
 
     def __init__(
         self,
-        adata: AnnData,
+        adata: AnnData | str | Path | Sequence[str | Path],
         schema: Schema,
         *,
         sizes: Mapping[str, int] | None = None,
@@ -107,7 +109,9 @@ class Estimator(Fitted):
         likelihood = resolve(likelihood)
         counts = likelihood.reads_counts if require_counts is None else require_counts
         library: Literal["totals", "ones"] = "totals" if likelihood.reads_counts else "ones"
-        design = Design.fit(adata, schema, require_counts=counts, library=library)
+        design, cells = Design.fit_encode(
+            open_data(adata), schema, require_counts=counts, library=library
+        )
         recipe = Recipe(
             priors=dict(priors or {}),
             guide=guide,
@@ -119,7 +123,7 @@ class Estimator(Fitted):
             options=options,
         )
         design.require(*self.requires, system=type(self).__name__)
-        self._cells: Cells | None = design.encode(adata)
+        self._cells: Cells | None = cells
         self._assemble(design, dict(sizes or {}), recipe)
 
     def _assemble(self, design: Design, sizes: dict[str, int], recipe: Recipe) -> None:
@@ -130,6 +134,7 @@ class Estimator(Fitted):
             use_batch = bool(design.batches) and self.declaration.batch_in_decoder
             recipe = dataclasses.replace(recipe, batch_in_decoder=use_batch)
         self._recipe = recipe
+        self._whole: GeneStatistics | None = None
         self._model, self._guide, self._objective = self._fresh(self._cells, seed=0)
         self._history: pd.DataFrame | None = None
         self._split: Split | None = None
@@ -141,9 +146,7 @@ class Estimator(Fitted):
             zeros = torch.zeros(self.design.n_genes)
             genes, few = GeneStatistics(zeros, zeros + 1, zeros), condition_cells(self.design)
         else:
-            likelihood = copy.deepcopy(self._recipe.likelihood)
-            likelihood.bind(self.design.n_genes)
-            genes, few = gene_statistics(likelihood, _batches(cells)), cells
+            genes, few = self._statistics(cells), cells
         # One control cell and one treated, where there are both: a slot may fail on either.
         treated = few.treatment_id != 0
         kinds = {int(treated.argmin()), int(treated.argmax())}
@@ -157,6 +160,17 @@ class Estimator(Fitted):
             seed=seed,
             check=cells is not None,
         )
+
+    def _statistics(self, cells: Cells) -> GeneStatistics:
+        if cells is self._cells and self._whole is not None:
+            return self._whole
+        likelihood = copy.deepcopy(self._recipe.likelihood)
+        likelihood.bind(self.design.n_genes)
+        source = open_source(cells, batch_size=CHUNK, shuffle=False)
+        found = gene_statistics(likelihood, source.batches(epoch=0))
+        if cells is self._cells:
+            self._whole = found
+        return found
 
     @classmethod
     def _check_options(cls, options: Mapping[str, Any]) -> None:
@@ -335,10 +349,8 @@ class Estimator(Fitted):
         )
         try:
             trainer.fit(
-                MemorySource(train, batch_size=batch_size, seed=seed),
-                valid=None
-                if valid is None
-                else MemorySource(valid, batch_size=512, shuffle=False),
+                open_source(train, batch_size=batch_size, seed=seed),
+                valid=None if valid is None else open_source(valid, batch_size=512, shuffle=False),
                 validate_every=max(1, epochs // 50) if validate_every is None else validate_every,
                 settle=Settled() if early_stopping else None,
                 monitor=(lambda: self._leakage(valid)) if monitor_leakage and valid else None,
@@ -556,10 +568,6 @@ def load(
 def _keyword_only(function: Callable[..., Any]) -> list[str]:
     parameters = inspect.signature(function).parameters.values()
     return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-
-
-def _batches(cells: Cells) -> Iterator[Batch]:
-    return (cells.batch(slice(start, start + CHUNK)) for start in range(0, len(cells), CHUNK))
 
 
 def _told(plan: Plan) -> dict[str, float]:

@@ -16,6 +16,7 @@ from pyro_fcr.analysis.expression import Expression, expected_counts, sampled_co
 from pyro_fcr.analysis.performance import performance
 from pyro_fcr.analysis.posterior import cell_coordinates, posterior_tree
 from pyro_fcr.analysis.report import write_report
+from pyro_fcr.data import open_data, open_source
 from pyro_fcr.errors import DesignError, NotFittedError, sentence
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Fitted(ABC):
         """
         if adata is None:
             return self.cells
-        cells = self.design.encode(adata, labels="optional")
+        cells = self.design.encode(open_data(adata), labels="optional")
         self._require(cells, getattr(self.guide, "reads", frozenset()), "the encoders")
         return cells
 
@@ -469,7 +470,7 @@ class Fitted(ABC):
         pandas.DataFrame
             See :func:`pyro_fcr.analysis.performance.performance`.
         """
-        cells = self.encode(adata)
+        cells = self.encode(adata).loaded()
         everything = np.ones(len(cells), bool)
         masks = [everything if split is None else split.mask(cells, k) for k in ("train", "test")]
 
@@ -579,5 +580,5 @@ class Fitted(ABC):
         return write_report(self, path, adata=adata, split=split)
 
     def _chunks(self, cells: Cells) -> Iterator[Batch]:
-        starts = range(0, len(cells), CHUNK)
-        return (cells.batch(slice(start, start + CHUNK)).to(self.device) for start in starts)
+        source = open_source(cells, batch_size=CHUNK, shuffle=False)
+        return (batch.to(self.device) for batch in source.batches(epoch=0))

@@ -143,7 +143,7 @@ def write_report(
     _describe_run(page, model, split, run or {})
     cells: Cells | None
     try:
-        cells, reason = model.encode(adata), ""
+        cells, reason = model.encode(adata).loaded(), ""
     except FCRError as error:
         cells, reason = None, str(error)
         if adata is not None:

@@ -6,8 +6,9 @@ from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import Design
 from pyro_fcr.data.genes import top_genes
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.data.sources import BatchSource, MemorySource
+from pyro_fcr.data.sources import BatchSource, MemorySource, StreamSource, open_source
 from pyro_fcr.data.splits import Split
+from pyro_fcr.data.stored import Stored, StoredCounts, open_data
 
 __all__ = [
     "Batch",
@@ -17,6 +18,11 @@ __all__ = [
     "MemorySource",
     "Schema",
     "Split",
+    "Stored",
+    "StoredCounts",
+    "StreamSource",
+    "open_data",
+    "open_source",
     "splits",
     "top_genes",
 ]

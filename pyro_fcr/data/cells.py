@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 
 from pyro_fcr.data.batch import Batch
+from pyro_fcr.data.stored import StoredCounts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class Cells:
     names
         Shape (N,), object: the cells' names.
     counts
-        Shape (N, G), float32: csr_matrix or array.
+        Shape (N, G), float32: csr_matrix, array, or :class:`~pyro_fcr.data.StoredCounts`.
     library
         Shape (N,), float32.
     treatment_rows
@@ -92,7 +93,9 @@ class Cells:
         """Shape (N,), float32: summed dose; 0 for control cells."""
         return self.treatment_rows.sum(axis=1)[self.treatment_row]
 
-    def batch(self, rows: Any = slice(None), *, n_cells: int | None = None) -> Batch:
+    def batch(
+        self, rows: Any = slice(None), *, n_cells: int | None = None, counts: Any = None
+    ) -> Batch:
         """Densify the chosen cells into a minibatch of tensors.
 
         Parameters
@@ -101,10 +104,13 @@ class Cells:
             Positions, a boolean mask, or a slice.
         n_cells
             Size of the population that the minibatch stands for; all N by default.
+        counts
+            Those cells' counts, where they have been read already.
         """
         index = self._positions(rows)
         # A slice is several times cheaper to read than the positions it stands for.
-        picked = self.counts[rows if isinstance(rows, slice) else index]
+        at = rows if isinstance(rows, slice) else index
+        picked = self.counts[at] if counts is None else counts
         dense = picked.toarray() if sparse.issparse(picked) else np.array(picked)
         treatment = self.treatment_rows[self.treatment_row[index]]
         return Batch(
@@ -121,13 +127,22 @@ class Cells:
             n_cells=len(self) if n_cells is None else n_cells,
         )
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether the counts are on disk."""
+        return isinstance(self.counts, StoredCounts)
+
+    def loaded(self) -> Cells:
+        """Return the same cells with all their counts in memory."""
+        return replace(self, counts=self.counts[:]) if self.is_stored else self
+
     def subset(self, rows: Any) -> Cells:
         """Return the chosen cells (positions, a boolean mask, or a slice) as a data set."""
         index = self._positions(rows)
         return replace(
             self,
             names=self.names[index],
-            counts=self.counts[index],
+            counts=self.counts.subset(index) if self.is_stored else self.counts[index],
             library=self.library[index],
             treatment_row=self.treatment_row[index],
             treatment_id=self.treatment_id[index],

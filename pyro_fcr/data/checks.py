@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from pyro_fcr.data.stored import StoredCounts, stored_matrix
 from pyro_fcr.errors import CategoryError, CountsError, GeneError, SchemaError, sentence
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "nonempty",
     "nonnegative",
     "numbers",
+    "on_disk",
     "size_factors",
     "unknown_category",
 ]
@@ -299,11 +301,11 @@ def _locate(adata: AnnData, layer: str | None) -> Any:
                 hint=_end(nearest(layer, known, "name a layer there is, or counts=None for X")),
             )
         )
-    # X on disk is read block by block; a view of it is not, since views of views of a backed
-    # AnnData do not exist, and loads its own cells alone.
-    if layer is None and adata.isbacked and not adata.is_view:
-        return None
+    # A view of a backed AnnData loads its own cells alone.
     matrix = adata.X if layer is None else adata.layers[layer]
+    stored = stored_matrix(matrix)
+    if stored is not None:
+        return stored
     if matrix is None:
         raise CountsError(
             sentence(
@@ -317,6 +319,12 @@ def _locate(adata: AnnData, layer: str | None) -> Any:
     if sparse.issparse(matrix) and matrix.format != "csr":
         return matrix.tocsr()
     return matrix
+
+
+def on_disk(adata: AnnData, layer: str | None) -> StoredCounts | None:
+    """Return the count matrix if it can be left on disk and read by cells."""
+    found = _locate(adata, layer)
+    return found if isinstance(found, StoredCounts) else None
 
 
 def _layers(adata: AnnData) -> str:
@@ -336,7 +344,7 @@ def blocks(
     Parameters
     ----------
     adata
-        In memory, a view, or backed; it is only read.
+        In memory, a view, backed, or files; it is only read.
     layer
         Name of the layer, or None for ``X``.
     columns
@@ -360,7 +368,7 @@ def blocks(
     as_they_are = len(columns) == width and bool((columns == np.arange(width)).all())
     for start in range(0, n_cells, step):
         rows = slice(start, min(start + step, n_cells))
-        block: Any = adata[rows].X if matrix is None else matrix[rows]
+        block: Any = matrix.read(rows) if isinstance(matrix, StoredCounts) else matrix[rows]
         if hasattr(block, "compute"):
             block = block.compute()
         is_sparse = sparse.issparse(block)

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,14 @@ __all__ = ["Design"]
 
 FEW_CELLS = 5
 """A condition with fewer cells than this draws a warning."""
+
+
+class _Read(NamedTuple):
+    """The counts, where they were kept, and their totals."""
+
+    counts: Any
+    per_cell: NDArray[np.float64]
+    per_gene: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,34 @@ class Design:
         DesignError
             If every cell has the same treatment, or ``library`` is none of its two.
         """
+        return cls._learn(adata, schema, require_counts, library, keep=False)[0]
+
+    @classmethod
+    def fit_encode(
+        cls,
+        adata: AnnData,
+        schema: Schema,
+        *,
+        require_counts: bool = True,
+        library: Literal["totals", "ones"] | None = None,
+    ) -> tuple[Design, Cells]:
+        """Learn the codes and apply them to the same data, reading the counts once.
+
+        Parameters, raises: as for :meth:`fit`.
+        """
+        design, read = cls._learn(adata, schema, require_counts, library, keep=True)
+        return design, design._encode(adata, "required", read)
+
+    @classmethod
+    def _learn(
+        cls,
+        adata: AnnData,
+        schema: Schema,
+        require_counts: bool,
+        library: Literal["totals", "ones"] | None,
+        *,
+        keep: bool,
+    ) -> tuple[Design, _Read]:
         library = _usual_library(require_counts) if library is None else library
         if library not in ("totals", "ones"):
             raise DesignError(
@@ -205,29 +241,53 @@ class Design:
             continuous=continuous,
             treatment_features=features,
         )
-        unit = design._check_values(adata, names, columns)
+        read = design._read(adata, names, columns, keep=keep)
+        unit = design._check_values(adata, read)
         design._warn_weaknesses()
-        return replace(design, size_factor_unit=unit)
+        return replace(design, size_factor_unit=unit), read
 
-    def _check_values(
-        self, adata: AnnData, names: NDArray[np.object_], columns: NDArray[np.int64]
-    ) -> float:
-        # Returns the unit of the size factors.
-        schema, factors = self.schema, None
-        if schema.size_factor is not None:
-            factors = checks.size_factors(adata.obs, schema.size_factor)
-        where = checks.count_matrix_name(schema.counts)
-        per_cell = np.zeros(len(names))
-        per_gene = np.zeros(len(columns))
+    def _read(
+        self,
+        adata: AnnData,
+        names: NDArray[np.object_],
+        columns: NDArray[np.int64],
+        *,
+        keep: bool,
+    ) -> _Read:
+        # One pass over the counts; they are kept unless they stay on disk.
+        where = checks.count_matrix_name(self.schema.counts)
+        stored = checks.on_disk(adata, self.schema.counts)
+        per_cell, per_gene = np.zeros(len(names)), np.zeros(len(columns))
+        pieces: list[Any] = []
         for rows, block in checks.blocks(
-            adata, schema.counts, columns, require_counts=self.require_counts
+            adata, self.schema.counts, columns, require_counts=self.require_counts
         ):
             if self.library == "totals":
                 checks.nonnegative(block, where=where)
             per_cell[rows] = _total(block, axis=1)
             per_gene += _total(block, axis=0)
-        if self.require_counts or (self.library == "totals" and factors is None):
+            if keep and stored is None:
+                pieces.append(block)
+        if self.require_counts or (self.library == "totals" and self.schema.size_factor is None):
             checks.nonempty(per_cell, names, where=where)
+        counts: Any = None
+        if stored is not None:
+            counts = stored.genes(columns)
+        elif len(pieces) == 1:
+            counts = pieces[0]
+        elif pieces and all(sparse.issparse(piece) for piece in pieces):
+            counts = sparse.csr_matrix(sparse.vstack(pieces, format="csr"))
+        elif pieces:
+            counts = np.concatenate(pieces)
+        return _Read(counts, per_cell, per_gene)
+
+    def _check_values(self, adata: AnnData, read: _Read) -> float:
+        # Returns the unit of the size factors.
+        schema, factors = self.schema, None
+        if schema.size_factor is not None:
+            factors = checks.size_factors(adata.obs, schema.size_factor)
+        where = checks.count_matrix_name(schema.counts)
+        per_cell, per_gene = read.per_cell, read.per_gene
         unit = 1.0
         if self.library == "totals" and factors is not None and per_cell.any():
             unit = float(per_cell.mean() / factors.mean(dtype=np.float64))
@@ -422,7 +482,8 @@ class Design:
                 expected=expected,
                 got=got,
                 hint=f"use {largest} or fewer" if largest else "do not interpret z_tx",
-            )
+            ),
+            level=4,
         )
 
     def require(self, *fields: str, system: str) -> None:
@@ -489,6 +550,9 @@ class Design:
                     hint="use the default",
                 )
             )
+        return self._encode(adata, labels, None)
+
+    def _encode(self, adata: AnnData, labels: str, read: _Read | None) -> Cells:
         schema, obs = self.schema, adata.obs
         names = checks.cell_names(adata)
         _, columns = checks.gene_columns(adata, self.genes)
@@ -528,12 +592,12 @@ class Design:
         batch_id = np.zeros(len(names), np.int64)
         if schema.batch is not None and schema.batch not in unknown:
             batch_id = self._codes(obs, schema.batch, self.batches, role="batch")
-        counts, library = self._read_counts(adata, names, columns)
+        read = self._read(adata, names, columns, keep=True) if read is None else read
         return Cells(
             design=self,
             names=names,
-            counts=counts,
-            library=library,
+            counts=read.counts,
+            library=self._library(obs, read.per_cell),
             treatment_rows=self._rows(keys),
             treatment_row=treatment_row,
             treatment_id=treatment_id,
@@ -544,34 +608,13 @@ class Design:
             continuous=continuous,
         )
 
-    def _read_counts(
-        self, adata: AnnData, names: NDArray[np.object_], columns: NDArray[np.int64]
-    ) -> tuple[Any, NDArray[np.float32]]:
-        schema = self.schema
-        where = checks.count_matrix_name(schema.counts)
-        totals = np.zeros(len(names))
-        pieces: list[Any] = []
-        for rows, block in checks.blocks(
-            adata, schema.counts, columns, require_counts=self.require_counts
-        ):
-            if self.library == "totals":
-                checks.nonnegative(block, where=where)
-            totals[rows] = _total(block, axis=1)
-            pieces.append(block)
-        if len(pieces) == 1:
-            counts = pieces[0]
-        elif all(sparse.issparse(piece) for piece in pieces):
-            counts = sparse.csr_matrix(sparse.vstack(pieces, format="csr"))
-        else:
-            counts = np.concatenate(pieces)
-        if self.require_counts or (self.library == "totals" and schema.size_factor is None):
-            checks.nonempty(totals, names, where=where)
-        if schema.size_factor is not None:
-            factors = checks.size_factors(adata.obs, schema.size_factor)
-            return counts, factors * np.float32(self.size_factor_unit)
+    def _library(self, obs: pd.DataFrame, totals: NDArray[np.float64]) -> NDArray[np.float32]:
+        if self.schema.size_factor is not None:
+            factors = checks.size_factors(obs, self.schema.size_factor)
+            return factors * np.float32(self.size_factor_unit)
         if self.library == "totals":
-            return counts, totals.astype(np.float32)
-        return counts, np.ones(len(names), np.float32)
+            return totals.astype(np.float32)
+        return np.ones(len(totals), np.float32)
 
     def do(self, cells: Cells, changes: Mapping[str, Any]) -> Cells:
         """Return the cells as if some of their labels were set to other values.
@@ -995,8 +1038,8 @@ def _contrasts(conditions: Collection[tuple[int, int]]) -> int:
     return len(rows) - (size - int(pieces))
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, DesignWarning, stacklevel=4)
+def _warn(message: str, *, level: int = 5) -> None:
+    warnings.warn(message, DesignWarning, stacklevel=level)
 
 
 def _total(block: Any, *, axis: int) -> NDArray[np.float64]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from pyro_fcr.data.stored import StoredCounts
 from pyro_fcr.errors import FitError, sentence
 
 if TYPE_CHECKING:
@@ -17,7 +20,13 @@ if TYPE_CHECKING:
     from pyro_fcr.data.batch import Batch
     from pyro_fcr.data.cells import Cells
 
-__all__ = ["BatchSource", "MemorySource"]
+__all__ = ["BatchSource", "MemorySource", "StreamSource", "open_source"]
+
+BLOCK = 128
+"""Cells that are read from disk in one piece."""
+
+WINDOW_VALUES = 2**25
+"""Dense values of the cells among which a stream is shuffled: 16,000 cells of 2,000 genes."""
 
 
 @runtime_checkable
@@ -37,8 +46,8 @@ class BatchSource(Protocol):
         ...
 
 
-class MemorySource:
-    """Minibatches of cells held in memory.
+class _Source(ABC):
+    """What sources over encoded cells share: sizes, shares, refusals.
 
     Parameters
     ----------
@@ -107,7 +116,7 @@ class MemorySource:
             raise FitError(
                 sentence(
                     "no minibatch to train on",
-                    where="MemorySource",
+                    where=type(self).__name__,
                     expected=f"at least {self.batch_size if self.drop_last else 1} cells for each "
                     f"of {world} process{'es' if world > 1 else ''}",
                     got=f"{share}",
@@ -136,26 +145,106 @@ class MemorySource:
             raise FitError(
                 sentence(
                     "no such process",
-                    where="MemorySource.batches",
+                    where=f"{type(self).__name__}.batches",
                     expected=f"a rank from 0 to {world - 1}",
                     got=repr(rank),
                     hint="pass rank and world of the process group",
                 )
             )
         number = self.n_batches(world=world)
-        return self._cut(
-            self._order(epoch)[rank : self.n_cells - self.n_cells % world : world], number
-        )
+        order = self._order(epoch)[: self.n_cells - self.n_cells % world]
+        return self._cut(self._share(order, rank, world), number, epoch)
+
+    def _pieces(self, order: NDArray[np.int64], number: int) -> list[NDArray[np.int64]]:
+        if self.shuffle and not self.drop_last:
+            return np.array_split(order, number)
+        stops = range(self.batch_size, number * self.batch_size, self.batch_size)
+        return np.split(order[: number * self.batch_size], stops)
+
+    @abstractmethod
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Return an epoch's order of all cells."""
+
+    @abstractmethod
+    def _share(self, order: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:
+        """Return one process's cells of an order whose length ``world`` divides."""
+
+    @abstractmethod
+    def _cut(self, order: NDArray[np.int64], number: int, epoch: int) -> Iterator[Batch]:
+        """Yield the minibatches of a process's cells."""
+
+
+class MemorySource(_Source):
+    """Minibatches of cells held in memory, in an order drawn over all of them."""
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if not self.shuffle:
             return np.arange(self.n_cells)
         return np.random.default_rng([self.seed, epoch]).permutation(self.n_cells)
 
-    def _cut(self, order: NDArray[np.int64], number: int) -> Iterator[Batch]:
-        if self.shuffle and not self.drop_last:
-            for rows in np.array_split(order, number):
-                yield self.cells.batch(rows)
-            return
-        for start in range(0, number * self.batch_size, self.batch_size):
-            yield self.cells.batch(order[start : start + self.batch_size])
+    def _share(self, order: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:
+        return order[rank::world]
+
+    def _cut(self, order: NDArray[np.int64], number: int, epoch: int) -> Iterator[Batch]:
+        for rows in self._pieces(order, number):
+            yield self.cells.batch(rows)
+
+
+class StreamSource(_Source):
+    """Minibatches of cells on disk, at constant memory.
+
+    Blocks of neighbouring cells come in an order drawn for the epoch; the cells of a window of
+    many blocks are shuffled among each other. While a window is used, a thread reads the next.
+    Processes read different blocks.
+    """
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        order = np.arange(self.n_cells)
+        if not self.shuffle:
+            return order
+        blocks = np.split(order, range(BLOCK, self.n_cells, BLOCK))
+        drawn = np.random.default_rng([self.seed, epoch]).permutation(len(blocks))
+        return np.concatenate([blocks[block] for block in drawn])
+
+    def _share(self, order: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:
+        share = len(order) // world
+        return order[rank * share : (rank + 1) * share]
+
+    def _cut(self, order: NDArray[np.int64], number: int, epoch: int) -> Iterator[Batch]:
+        size = max(self.batch_size, WINDOW_VALUES // self.cells.counts.shape[1])
+        if self.shuffle:
+            rng = np.random.default_rng([self.seed, epoch, int(order[0])])
+            starts = range(0, len(order), size)
+            order = np.concatenate([rng.permutation(order[i : i + size]) for i in starts])
+        pieces = self._pieces(order, number)
+        each = max(1, size // self.batch_size)
+        windows = [pieces[i : i + each] for i in range(0, len(pieces), each)]
+        with ThreadPoolExecutor(1) as reader:
+
+            def read(window: list[NDArray[np.int64]]) -> Any:
+                return reader.submit(self.cells.counts.__getitem__, np.concatenate(window))
+
+            ahead = read(windows[0])
+            for i, window in enumerate(windows):
+                counts = ahead.result()
+                if i + 1 < len(windows):
+                    ahead = read(windows[i + 1])
+                start = 0
+                for rows in window:
+                    here = counts[start : start + len(rows)]
+                    yield self.cells.batch(rows, counts=here)
+                    start += len(rows)
+
+
+def open_source(cells: Cells, **options: Any) -> MemorySource | StreamSource:
+    """Return the source of minibatches that suits where the cells' counts are.
+
+    Parameters
+    ----------
+    cells
+        The encoded cells.
+    options
+        As for :class:`MemorySource`.
+    """
+    stored = isinstance(cells.counts, StoredCounts)
+    return (StreamSource if stored else MemorySource)(cells, **options)

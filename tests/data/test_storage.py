@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from pyro_fcr.data import Design, Schema, checks
+from pyro_fcr.data import Design, Schema, StoredCounts, checks
 from pyro_fcr.errors import CountsError
 
 SCHEMA = Schema(treatment="drug", control="none", covariates="line")
@@ -30,6 +30,7 @@ def wrap(counts):
 
 
 def dense(cells):
+    cells = cells.loaded()
     assert cells.counts.dtype == np.float32
     return cells.counts.toarray() if sparse.issparse(cells.counts) else cells.counts
 
@@ -87,19 +88,21 @@ def test_backed_files_and_their_views(form, tmp_path):
 def test_backed_files_are_read_a_block_at_a_time(tmp_path, monkeypatch):
     wrap(FORMS["float32"]).write_h5ad(tmp_path / "a.h5ad")
     adata = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
-    read = []
-    whole = ad.AnnData.X.fget
+    read, whole = [], StoredCounts.read
 
-    def watch(self):
-        read.append(self.n_obs)
-        return whole(self)
+    def watch(self, rows):
+        read.append(rows.stop - rows.start)
+        return whole(self, rows)
 
-    monkeypatch.setattr(ad.AnnData, "X", property(watch))
+    monkeypatch.setattr(StoredCounts, "read", watch)
     try:
         Design.fit(adata, SCHEMA)
+        assert read == [11, 11, 11, 7]
+        # What is learnt is applied without reading again.
+        Design.fit_encode(adata, SCHEMA)
+        assert read == 2 * [11, 11, 11, 7]
     finally:
         adata.file.close()
-    assert read == [11, 11, 11, 7]
 
 
 @pytest.mark.parametrize("form", FORMS)

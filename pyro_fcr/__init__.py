@@ -1,7 +1,9 @@
 """Factorised causal representations of single cells, in Pyro."""
 
 from pyro_fcr import datasets, decoders, evaluate, guides, likelihoods, penalties, priors, simulate
+from pyro_fcr.analysis import diagnostics, plots
 from pyro_fcr.analysis.posterior import to_arviz
+from pyro_fcr.analysis.summary import summary
 from pyro_fcr.data import Design, Schema, Split, splits, top_genes
 from pyro_fcr.decoders import Decoder
 from pyro_fcr.estimator import load
@@ -30,14 +32,17 @@ __all__ = [
     "Split",
     "datasets",
     "decoders",
+    "diagnostics",
     "evaluate",
     "guides",
     "likelihoods",
     "load",
     "penalties",
+    "plots",
     "priors",
     "simulate",
     "splits",
+    "summary",
     "to_arviz",
     "top_genes",
 ]

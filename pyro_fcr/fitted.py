@@ -11,7 +11,10 @@ import pandas as pd
 import xarray as xr
 
 from pyro_fcr.analysis.certificate import interaction_certificate, learned_prior
+from pyro_fcr.analysis.diagnose import diagnose
+from pyro_fcr.analysis.diagnostics import importance, predictive_checks
 from pyro_fcr.analysis.draws import moments, seeded
+from pyro_fcr.analysis.effects import estimate_effects
 from pyro_fcr.analysis.expression import Expression, expected_counts, sampled_counts
 from pyro_fcr.analysis.performance import performance
 from pyro_fcr.analysis.posterior import cell_coordinates, posterior_tree
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from torch import nn
 
+    from pyro_fcr.analysis.diagnose import Diagnosis
+    from pyro_fcr.analysis.diagnostics import Importance
+    from pyro_fcr.analysis.effects import Effects
     from pyro_fcr.assembly import Declaration
     from pyro_fcr.data import Batch, Cells, Design, Split
     from pyro_fcr.evaluate import Certificate
@@ -552,6 +558,125 @@ class Fitted(ABC):
             prior = learned_prior(self.model, self.guide, block, self.design)
         return interaction_certificate(
             mean, sd, cells, prior=prior, replicates=replicates, seed=seed
+        )
+
+    def diagnose(self, adata: AnnData | None = None, *, seed: int = 0) -> Diagnosis:
+        """Run the cheap diagnostics and say in plain words what is fine, what is not, what to try.
+
+        Training, overfitting, discriminators, use of each block, separation of the blocks, fresh
+        classifiers, replicated counts, the guide against the exact posterior, identifiability.
+
+        Parameters
+        ----------
+        adata
+            Cells to look at, at most 1,000 of them; the training data by default.
+        seed
+            Governs which cells, and all draws.
+
+        Returns
+        -------
+        Diagnosis
+            Print it; ``.table`` has one row per finding, ``.state`` is the worst of them.
+        """
+        self._fitted()
+        both = frozenset({"treatment", "covariates"})
+        certify = any(both <= block.parents for block in self.declaration.blocks)
+        return diagnose(
+            self,
+            self.encode(adata),
+            certificate=(lambda: self.certificate(adata, replicates=50)) if certify else None,
+            seed=seed,
+        )
+
+    def importance(
+        self, adata: AnnData | None = None, *, draws: int = 100, seed: int = 0
+    ) -> Importance:
+        """Weigh the guide's draws by the model, cell by cell.
+
+        Parameters
+        ----------
+        adata
+            The training data by default.
+        draws
+            Draws per cell.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        Importance
+            ``k_hat`` (N,), the importance-weighted ``bound`` and the ``elbo`` (N,) in nats,
+            smoothed ``log_weights`` (N, draws) and the ``draws`` behind them.
+        """
+        self._fitted()
+        cells = self.encode(adata)
+        return importance(self.model, self.guide, self._chunks(cells), draws=draws, seed=seed)
+
+    def predictive_checks(
+        self, adata: AnnData | None = None, *, draws: int = 10, seed: int = 0
+    ) -> pd.DataFrame:
+        """Compare counts with replicates: depth, zeros, means, variances, correlations.
+
+        Parameters
+        ----------
+        adata
+            The training data by default; ``draws`` copies of their dense counts are held.
+        draws
+            Replicated data sets.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        pandas.DataFrame
+            See :func:`pyro_fcr.analysis.diagnostics.predictive_checks`.
+        """
+        self._fitted()
+        cells = self.encode(adata)
+        return predictive_checks(
+            self.model, self.guide, cells, draws=draws, seed=seed, device=self.device
+        )
+
+    def effects(
+        self,
+        adata: AnnData | None = None,
+        *,
+        draws: int = 200,
+        replicate: str | None = None,
+        level: float = 0.9,
+        seed: int = 0,
+    ) -> Effects:
+        """Estimate what every treatment does to every gene of every kind of cell.
+
+        Parameters
+        ----------
+        adata
+            The cells; the training data by default.
+        draws
+            Posterior draws.
+        replicate
+            Column of ``adata.obs`` that tells donors or wells apart: they, instead of cells, are
+            then what is resampled.
+        level
+            Probability of the intervals.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        Effects
+            ``genes_of``, ``compare``, ``interactions``, ``interaction_genes`` and ``decompose``
+            give tables with intervals, in log2 units.
+
+        Raises
+        ------
+        DesignError
+            If the cells do not tell their conditions, or no group has enough control cells.
+        """
+        self._fitted()
+        self._require(self.encode(adata), frozenset({"treatment", "covariates"}), "effects")
+        return estimate_effects(
+            self, adata, draws=draws, replicate=replicate, level=level, seed=seed
         )
 
     def report(

@@ -12,7 +12,7 @@ from pyro_fcr.likelihoods import Likelihood
 from pyro_fcr.nn import Block
 from pyro_fcr.penalties import Penalty
 from pyro_fcr.priors import Prior
-from pyro_fcr.systems import CPA, FCR, IVAE, VAE, BetaVAE, ConditionalVAE
+from pyro_fcr.systems import CPA, FCR, IVAE, VAE, BetaVAE, ConditionalVAE, InVAE
 
 __all__ = [
     "CPA",
@@ -25,6 +25,7 @@ __all__ = [
     "Decoder",
     "Design",
     "Guide",
+    "InVAE",
     "Likelihood",
     "Penalty",
     "Prior",

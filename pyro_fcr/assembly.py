@@ -154,7 +154,12 @@ def assemble(
             check_coverage(model, guide, batch)
         penalties, heads = _bound_terms(declaration, recipe, design)
         objective = Objective(
-            model, guide, penalties=penalties, heads=heads, betas=declaration.betas
+            model,
+            guide,
+            penalties=penalties,
+            heads=heads,
+            betas=declaration.betas,
+            priors=dict(model.priors.items()),
         )
         if check:
             check_terms(objective, batch)

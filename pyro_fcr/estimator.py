@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pyro_fcr.data import Batch
     from pyro_fcr.decoders import Decoder
     from pyro_fcr.model import LatentModel
+    from pyro_fcr.penalties import Head
     from pyro_fcr.priors import Prior
 
 __all__ = ["Estimator", "load"]
@@ -213,6 +214,11 @@ class Estimator(Fitted):
     def guide(self) -> nn.Module:
         """The approximate posterior, a plain Pyro module called with a batch."""
         return self._guide
+
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        """The classifiers in the objective, by name."""
+        return self._objective.heads
 
     # ---- training --------------------------------------------------------------------------
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 
 from pyro_fcr.analysis.certificate import interaction_certificate, learned_prior
 from pyro_fcr.analysis.diagnose import diagnose
 from pyro_fcr.analysis.diagnostics import importance, predictive_checks
-from pyro_fcr.analysis.draws import moments, seeded
+from pyro_fcr.analysis.draws import draw_globals, draw_sites, moments, seeded
 from pyro_fcr.analysis.effects import estimate_effects
 from pyro_fcr.analysis.expression import Expression, expected_counts, sampled_counts
 from pyro_fcr.analysis.performance import performance
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
-    import torch
     from anndata import AnnData
     from torch import nn
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pyro_fcr.data import Batch, Cells, Design, Split
     from pyro_fcr.evaluate import Certificate
     from pyro_fcr.model import LatentModel
+    from pyro_fcr.penalties import Head
 
 __all__ = ["Fitted"]
 
@@ -71,6 +73,11 @@ class Fitted(ABC):
     @abstractmethod
     def guide(self) -> nn.Module:
         """The approximate posterior, a plain Pyro module called with a batch."""
+
+    @property
+    @abstractmethod
+    def heads(self) -> Mapping[str, Head]:
+        """The classifiers in the objective, by name."""
 
     @property
     def device(self) -> torch.device:
@@ -257,6 +264,73 @@ class Fitted(ABC):
             for name, both in parts.items()
         }
 
+    # ---- labels ----------------------------------------------------------------------------
+
+    def predict_labels(
+        self,
+        adata: AnnData | None = None,
+        head: str | None = None,
+        *,
+        soft: bool = False,
+        draws: int = 20,
+        seed: int = 0,
+    ) -> pd.Series | pd.DataFrame:
+        """Return each cell's label as a classifier on the latents reads it.
+
+        The cells' own labels, batch and covariates are not read, known or not: cells of a batch
+        that training never saw are welcome.
+
+        Parameters
+        ----------
+        adata
+            The cells; the training data by default.
+        head
+            Name of the head in the objective; may be left out where there is one alone.
+        soft
+            Return probabilities instead of the most probable label.
+        draws
+            Posterior draws over which probabilities are averaged.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        pandas.Series or pandas.DataFrame
+            One label per cell; or one row per cell and one column per label.
+
+        Raises
+        ------
+        DesignError
+            If there is no such head, or the encoders read labels.
+        """
+        self._fitted()
+        known = {name: part for name, part in self.heads.items() if part.levels}
+        name = next(iter(known), None) if head is None and len(known) == 1 else head
+        if name not in known:
+            raise DesignError(
+                sentence(
+                    "no classifier to ask"
+                    if head is None
+                    else f"no classifier is called {head!r}",
+                    where="predict_labels(head=)",
+                    expected=f"one of {sorted(known)}",
+                    got=repr(head),
+                    hint="give the model a weight for one: penalties={'NAME': 1.0}",
+                )
+            )
+        cells = self.cells if adata is None else self.design.encode(adata, labels="ignored")
+        self._require(cells, getattr(self.guide, "reads", frozenset()), "the encoders")
+        parts: list[np.ndarray] = []
+        with seeded(seed):
+            shared = draw_globals(self.guide, next(self._chunks(cells)), draws)
+            for batch in self._chunks(cells):
+                found = draw_sites(self.guide, batch, shared)
+                with torch.no_grad():
+                    odds = [known[name](z, batch).distribution.probs for z in found]
+                parts.append(torch.stack(odds).mean(0).cpu().numpy())
+        frame = pd.DataFrame(np.concatenate(parts), index=cells.names, columns=known[name].levels)
+        return frame if soft else frame.idxmax(axis=1).rename(name)
+
     # ---- posterior -------------------------------------------------------------------------
 
     def posterior(
@@ -328,6 +402,7 @@ class Fitted(ABC):
         adata: AnnData | None = None,
         *,
         do: Mapping[str, Any],
+        library: float | None = None,
         draws: int = 50,
         seed: int = 0,
     ) -> AnnData:
@@ -343,6 +418,8 @@ class Fitted(ABC):
         do
             What to set: ``{"treatment": "A+B", "dose": "0.5+1.0"}``, a covariate by its column's
             name, or both.
+        library
+            Molecules per cell under ``do``; by default each cell's own library size.
         draws
             Number of posterior draws.
         seed
@@ -365,7 +442,8 @@ class Fitted(ABC):
         """
         factual = self.encode(adata)
         intervened, redraw = self.design.do(factual, do), self.descendants(do)
-        out = self._expression(self._expected(factual, do, draws, seed), intervened)
+        found = self._expected(factual, do, draws, seed, library=library)
+        out = self._expression(found, intervened)
         before = factual.obs()
         for name in out.obs.columns.intersection(before.columns):
             if list(before[name].astype(str)) != list(out.obs[name].astype(str)):
@@ -373,6 +451,49 @@ class Fitted(ABC):
         told = {name: str(value) for name, value in do.items()}
         out.uns["counterfactual"] = {"do": told, "draws": draws, "redrawn": sorted(redraw)}
         return out
+
+    def corrected_expression(
+        self,
+        adata: AnnData | None = None,
+        *,
+        batch: str | Mapping[str, Any],
+        library: float | None = None,
+        draws: int = 50,
+        seed: int = 0,
+    ) -> AnnData:
+        """Return the expression each cell would have had in a reference batch.
+
+        It is :meth:`counterfactual` with ``do`` on the batch: what descends from the batch is
+        drawn from its prior in the reference batch, all else is the cell's own.
+
+        Parameters
+        ----------
+        adata
+            The cells; the training data by default. Their own batch need not be known.
+        batch
+            The reference batch, or values for several columns by name.
+        library
+            Molecules per cell, alike for all; by default each cell's own library size, with what
+            the batch did to it.
+        draws
+            Number of posterior draws.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        AnnData
+            As :meth:`counterfactual` returns it.
+
+        Raises
+        ------
+        CategoryError
+            If the model does not know the batch.
+        DesignError
+            If nothing in the model depends on it.
+        """
+        do = {"batch": batch} if isinstance(batch, str) else dict(batch)
+        return self.counterfactual(adata, do=do, library=library, draws=draws, seed=seed)
 
     def reconstruct(
         self, adata: AnnData | None = None, *, draws: int = 50, seed: int = 0
@@ -416,10 +537,19 @@ class Fitted(ABC):
         return ad.AnnData(found.mean, obs=cells.obs(), var=genes, layers=layers)
 
     def _expected(
-        self, factual: Cells, do: Mapping[str, Any], draws: int, seed: int
+        self,
+        factual: Cells,
+        do: Mapping[str, Any],
+        draws: int,
+        seed: int,
+        *,
+        library: float | None = None,
     ) -> Expression:
         self._fitted()
         intervened, redraw = self.design.do(factual, do) if do else factual, self.descendants(do)
+        if library is not None:
+            same = np.full(len(factual), library, np.float32)
+            intervened = replace(intervened, library=same)
         if do and not redraw and not self.model.decoder.reads & self.design.causes(do):
             raise DesignError(
                 sentence(

@@ -85,6 +85,8 @@ class PenalisedGuide(nn.Module):
             if penalty.reads == "mean":
                 # Cells' sites alone: a global's AutoGuide, a flow say, need not know its mean.
                 z = {k: marginal(site).mean for k, site in sites.items() if in_cell_plate(site)}
+            elif penalty.reads == "posterior":
+                z = {k: marginal(site) for k, site in sites.items() if in_cell_plate(site)}
             else:
                 z = draws
             if isinstance(penalty, Adversarial):
@@ -208,6 +210,10 @@ class Objective(nn.Module):
         Weighted parts by site name.
     betas
         Factors on latent sites' divergences by name; 1 for those not named.
+    priors
+        By latent site: a prior's ``own_loss``, where it has one, joins the loss under the name
+        ``prior.NAME``; the divergence of a site whose prior is not ``normalised`` goes by the
+        name ``kl.NAME.unnormalised``, since with it the loss bounds no likelihood.
     """
 
     def __init__(
@@ -218,9 +224,13 @@ class Objective(nn.Module):
         penalties: Mapping[str, Weighted],
         heads: Mapping[str, Weighted],
         betas: Mapping[str, float] | None = None,
+        priors: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = ObservedHeads(model, heads)
+        own = dict(priors or {})
+        self.own_losses = {k: prior.own_loss for k, prior in own.items() if _has_own(prior)}
+        self.unnormalised = {k for k, prior in own.items() if not prior.normalised}
         self.guide = PenalisedGuide(guide, penalties)
         self.elbo = SiteELBO(betas=betas)
 
@@ -229,6 +239,11 @@ class Objective(nn.Module):
         """The penalties that train a critic of their own, by name."""
         named = zip(self.guide.weights, self.guide.parts, strict=True)
         return {name: part for name, part in named if isinstance(part, Adversarial)}
+
+    @property
+    def heads(self) -> dict[str, Any]:
+        """The heads by name."""
+        return dict(zip(self.model.weights, self.model.parts, strict=True))
 
     @property
     def weights(self) -> dict[str, float]:
@@ -272,11 +287,21 @@ class Objective(nn.Module):
         observed, divergences, factors = self.elbo.site_terms(self.model, self.guide, batch)
         loss = self.elbo.total(observed, divergences, factors) / batch.n_cells
         sites = {name: value.detach() / batch.n_cells for name, value in observed.items()}
-        sites |= {f"kl.{k}": v.detach() / batch.n_cells for k, v in divergences.items()}
+        for name, value in divergences.items():
+            told = f"kl.{name}.unnormalised" if name in self.unnormalised else f"kl.{name}"
+            sites[told] = value.detach() / batch.n_cells
+        for name, own_loss in self.own_losses.items():
+            value = own_loss(self.elbo.draws[name], batch).mean()
+            loss = loss + value
+            sites[f"prior.{name}"] = value.detach()
         for name, value in factors.items():
             scale = ramp * self.guide.weights.get(name, 1.0) * batch.n_cells
             sites[name] = value.detach() / scale if scale else torch.zeros_like(value)
         return Terms(loss, sites, self.guide.read)
+
+
+def _has_own(prior: Any) -> bool:
+    return callable(getattr(prior, "own_loss", None))
 
 
 def _log_prob_sum(site: Any) -> Tensor:

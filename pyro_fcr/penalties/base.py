@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -30,20 +30,21 @@ class Penalty(Part):
     ``n_cells`` cells: weights are in nats per cell.
     """
 
-    reads: ClassVar[Literal["draw", "mean"]] = "draw"
-    """Whether the penalty is handed posterior draws or posterior means."""
+    reads: ClassVar[Literal["draw", "mean", "posterior"]] = "draw"
+    """Whether the penalty is handed posterior draws, posterior means, or the posteriors."""
 
     def bind(self, blocks: Sequence[Block], design: Design) -> None:
         """Size what depends on the blocks or the design; nothing by default."""
 
     @abstractmethod
-    def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    def forward(self, z: Mapping[str, Any], batch: Batch) -> Tensor:
         """Return the penalty, a scalar to be minimised.
 
         Parameters
         ----------
         z
-            One tensor (B, d) per latent block.
+            One tensor (B, d) per latent block; or, where ``reads`` is ``"posterior"``, its
+            marginal posterior, a distribution with batch shape (B,) and event shape (d,).
         batch
             B cells, for their labels.
         """

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_fcr.nn import MLP, Part
-from pyro_fcr.penalties.base import find_block
+from pyro_fcr.penalties.base import find_block, find_label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +33,9 @@ class Reading(NamedTuple):
 class Head(Part):
     """A label's distribution given latents: an observed site beside the counts."""
 
+    levels: tuple[str, ...] = ()
+    """Names of the label's groups, where it can be told of a cell by itself; known once bound."""
+
     def bind(self, blocks: Sequence[Block], design: Design) -> None:
         """Size the head; nothing by default."""
 
@@ -42,26 +45,33 @@ class Head(Part):
 
 
 class CovariateHead(Head):
-    """p(x | z_x): the joint covariate group is read from one block.
+    """p(label | z_x): a label is read from one block.
 
     Parameters
     ----------
     block
         The block to read.
+    label
+        ``"covariates"`` (jointly), ``"treatment"``, ``"batch"``, a column, or several columns
+        jointly.
     """
 
-    def __init__(self, block: str = "z_x") -> None:
+    def __init__(self, block: str = "z_x", label: str | Sequence[str] = "covariates") -> None:
         super().__init__()
         self.block = block
+        self.label = label if isinstance(label, str) else tuple(label)
 
     def bind(self, blocks: Sequence[Block], design: Design) -> None:
         """Make the classifier."""
-        size = find_block(self.block, blocks, where=type(self).__name__).size
-        self.classifier = MLP(size, design.n_covariate_levels, hidden=(64,))
+        where = type(self).__name__
+        size = find_block(self.block, blocks, where=where).size
+        self._label = find_label(self.label, design, where=where)
+        self.levels = self._label.levels
+        self.classifier = MLP(size, self._label.n_groups, hidden=(64,))
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Reading:
-        """Return the covariate's distribution, its value and the cells whose group is known."""
-        label = batch.covariate_id
+        """Return the label's distribution, its value and the cells whose group is known."""
+        label = self._label.of(batch)
         logits = self.classifier(z[self.block])
         return Reading(dist.Categorical(logits=logits), label.clamp_min(0), label >= 0)
 

@@ -54,17 +54,21 @@ class ConditionalHSIC(Penalty):
         The latent block.
     label
         What must not be readable: ``"treatment"``, ``"covariates"`` (jointly), ``"batch"``, or
-        one covariate by its column's name.
+        one covariate by its column's name; several are taken jointly.
     given
-        The label within whose strata it must not. Strata of a handful of cells per batch tell
-        little: with several covariates take one at a time.
+        The label within whose strata it must not, or several, jointly. Strata of a handful of
+        cells per batch tell little: with several covariates take one at a time.
     """
 
-    reads: ClassVar[Literal["draw", "mean"]] = "mean"
+    reads: ClassVar[Literal["draw", "mean", "posterior"]] = "mean"
 
-    def __init__(self, block: str, label: str, *, given: str) -> None:
+    def __init__(
+        self, block: str, label: str | Sequence[str], *, given: str | Sequence[str]
+    ) -> None:
         super().__init__()
-        self.block, self.label, self.given = block, label, given
+        self.block = block
+        self.label = label if isinstance(label, str) else tuple(label)
+        self.given = given if isinstance(given, str) else tuple(given)
 
     def bind(self, blocks: Sequence[Block], design: Design) -> None:
         """Learn the numbers of groups."""

@@ -11,6 +11,7 @@ from pyro_fcr.priors.hill import Hill
 from pyro_fcr.priors.lambda_prior import LambdaPrior
 from pyro_fcr.priors.low_rank import LowRank
 from pyro_fcr.priors.mixture import Mixture
+from pyro_fcr.priors.non_factorised import NonFactorised
 from pyro_fcr.priors.standard import Standard
 from pyro_fcr.priors.student_t import StudentT
 from pyro_fcr.priors.treatment_features import TreatmentFeatures
@@ -26,6 +27,7 @@ __all__ = [
     "LambdaPrior",
     "LowRank",
     "Mixture",
+    "NonFactorised",
     "Prior",
     "Standard",
     "StudentT",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pyro_fcr.nn import ConditionMap, Part
 
@@ -21,7 +21,16 @@ class Prior(Part):
 
     Subclasses write :meth:`forward`; Bayesian parameters are ``pyro.nn.PyroSample`` attributes
     and need no guide code. Override :meth:`bind` to learn the block's size and the design.
+
+    A prior whose density has no known normaliser says so by ``normalised = False``, and the
+    history then calls its block's divergence ``kl.NAME.unnormalised``: it is no bound on anything.
+    Its parameters must be held fixed in the distribution that it returns, and be learned by a
+    method ``own_loss(z, batch)``, which takes detached draws of shape (B, d) and returns a loss
+    per cell, shape (B,), known in the history as ``prior.NAME``.
     """
+
+    normalised: ClassVar[bool] = True
+    """Whether the density of :meth:`forward`'s distribution integrates to one."""
 
     def bind(self, block: Block, design: Design) -> None:
         """Make what depends on the block's size or the design's categories; nothing by default."""

@@ -2,5 +2,6 @@
 
 from pyro_fcr.systems.baselines import CPA, IVAE, VAE, BetaVAE, ConditionalVAE
 from pyro_fcr.systems.fcr import FCR
+from pyro_fcr.systems.invae import InVAE
 
-__all__ = ["CPA", "FCR", "IVAE", "VAE", "BetaVAE", "ConditionalVAE"]
+__all__ = ["CPA", "FCR", "IVAE", "VAE", "BetaVAE", "ConditionalVAE", "InVAE"]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.floating[Any]]
 
-__all__ = ["VARIANTS", "design_obs", "factorised"]
+__all__ = ["VARIANTS", "design_obs", "draw_mixing", "factorised"]
 
 Variant = Literal[
     "base",
@@ -192,7 +192,7 @@ def factorised(
         for name in BLOCKS
     }
     z_nd = np.concatenate([latents[name] for name in BLOCKS], axis=1)
-    mixing = _mixing(z_nd, genes, rng_mix)
+    mixing = draw_mixing(z_nd, genes, rng_mix)
     library_n = depth * np.exp(_LIBRARY_SD * rng_design.standard_normal(len(t_n)))
 
     obs = design_obs(t_n, x_n, library_n)
@@ -304,7 +304,7 @@ def _check(
             )
 
 
-def _mixing(z_nd: Floats, genes: int, rng: np.random.Generator) -> dict[str, Any]:
+def draw_mixing(z_nd: Floats, genes: int, rng: np.random.Generator) -> dict[str, Any]:
     spread = z_nd.std(0)
     mixing: dict[str, Any] = {
         "center": z_nd.mean(0),

@@ -19,7 +19,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15 --durations-min 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint types format benchmark clean
+.PHONY: help demo test test-fast lint types format docs benchmark clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +56,10 @@ types: $(STAMP) ## Check the package's types
 format: $(STAMP) ## Rewrite the sources in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP) ## Build the site, tutorials executed, into site/
+	$(ONE_THREAD) PYRO_FCR_DOCS_EXECUTION=force $(BIN)/sphinx-build -W --keep-going -q -b html -c docs -d build/doctrees . site
+	@echo "open site/docs/index.html"
 
 benchmark: $(STAMP) ## Run every script in benchmarks/; takes long
 	@for script in benchmarks/[a-z]*.py; do \

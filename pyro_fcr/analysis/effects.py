@@ -162,7 +162,8 @@ class Effects:
         -------
         pandas.DataFrame
             One row per gene, the likeliest effects first: ``lfc`` (posterior mean, log2),
-            ``low``, ``high`` (interval), ``p_effect`` = P(|lfc| > least), ``lfsr`` (local
+            ``low``, ``high`` (interval), ``p_effect`` (probability that the change is
+            larger than ``least``), ``lfsr`` (local
             false sign rate), ``expected_fdr``, ``selected``, ``model`` (the model's prediction
             alone), ``measured``.
         """
@@ -434,7 +435,7 @@ def estimate_effects(
         off, left[1:], left[0], error.variance(np.nan_to_num(m)), draws=draws, rng=rng
     )
     measured = m + off
-    unseen = ~np.isfinite(m).any(-1)
+    unseen = np.isnan(m[..., 0])
     if unseen.any():
         x_codes = np.flatnonzero(told)
         for t, x in zip(*np.nonzero(unseen), strict=True):

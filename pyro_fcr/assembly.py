@@ -150,6 +150,8 @@ def assemble(
         _check_likelihood(model, design, batch, len(start))
         given = declaration.guide if recipe.guide is None else recipe.guide
         guide = _bound_guide(given, model, design, batch, genes)
+        for block in blocks:
+            model.priors[block.name].meet(guide, genes.rate)
         if check:
             check_coverage(model, guide, batch)
         penalties, heads = _bound_terms(declaration, recipe, design)

@@ -1,8 +1,8 @@
 """Modules with parameters of their own, networks, tables over conditions."""
 
 from pyro_fcr.nn.block import Block
-from pyro_fcr.nn.conditions import ConditionMap, ConditionTable
-from pyro_fcr.nn.labels import LabelCode, check_labels
+from pyro_fcr.nn.conditions import GAIN, ConditionMap, ConditionTable
+from pyro_fcr.nn.labels import LabelCode, check_labels, find_columns
 from pyro_fcr.nn.maps import (
     MAPS,
     ConditionEmbedding,
@@ -16,6 +16,7 @@ from pyro_fcr.nn.tensors import read_tensors, write_tensors
 from pyro_fcr.nn.traces import in_cell_plate, latent_sites, marginal
 
 __all__ = [
+    "GAIN",
     "MAPS",
     "MLP",
     "Block",
@@ -30,6 +31,7 @@ __all__ = [
     "Part",
     "check_labels",
     "condition_map",
+    "find_columns",
     "in_cell_plate",
     "latent_sites",
     "marginal",

@@ -126,12 +126,14 @@ class ConditionMLP(ConditionMap):
     ) -> None:
         super().__init__()
         self.code = LabelCode(design, parents)
-        self.network = MLP(self.code.size, len(start), hidden=hidden)
+        self.intercept = nn.Parameter(torch.zeros(len(start)))
+        if not self.code.size:
+            return
+        self.network = MLP(self.code.size, len(start), hidden=hidden, last_bias=False)
         with torch.no_grad():
             # Normalised and gated by GELU, a hidden unit has a second moment of 0.43.
             spread = start / math.sqrt(0.43 * self.network.last.in_features)
             self.network.last.weight.normal_().mul_(spread[:, None])
-            self.network.last.bias.zero_()
 
     @property
     def extrapolates(self) -> bool:
@@ -140,9 +142,8 @@ class ConditionMLP(ConditionMap):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the vector of each cell's condition; shape (B, d)."""
-        if not self.code.size:
-            return self.network.last.bias.expand(len(batch), -1)
-        return self.network(self.code(batch))
+        out = self.intercept.expand(len(batch), -1)
+        return out + self.network(self.code(batch)) if self.code.size else out
 
 
 class FeatureTable(ConditionMap):

@@ -8,6 +8,7 @@ from pyro_fcr.priors.gaussian import Gaussian, bounded_exp
 from pyro_fcr.priors.gp_dose import GPDose
 from pyro_fcr.priors.hierarchical import Hierarchical
 from pyro_fcr.priors.hill import Hill
+from pyro_fcr.priors.interaction import Interaction
 from pyro_fcr.priors.lambda_prior import LambdaPrior
 from pyro_fcr.priors.low_rank import LowRank
 from pyro_fcr.priors.mixture import Mixture
@@ -15,6 +16,7 @@ from pyro_fcr.priors.non_factorised import NonFactorised
 from pyro_fcr.priors.standard import Standard
 from pyro_fcr.priors.student_t import StudentT
 from pyro_fcr.priors.treatment_features import TreatmentFeatures
+from pyro_fcr.priors.vamp import VampPrior
 
 __all__ = [
     "DoseResponse",
@@ -24,6 +26,7 @@ __all__ = [
     "Gaussian",
     "Hierarchical",
     "Hill",
+    "Interaction",
     "LambdaPrior",
     "LowRank",
     "Mixture",
@@ -32,5 +35,6 @@ __all__ = [
     "Standard",
     "StudentT",
     "TreatmentFeatures",
+    "VampPrior",
     "bounded_exp",
 ]

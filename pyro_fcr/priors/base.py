@@ -9,6 +9,7 @@ from pyro_fcr.nn import ConditionMap, Part
 
 if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution
+    from torch import Tensor, nn
 
     from pyro_fcr.data import Batch, Design
     from pyro_fcr.nn import Block
@@ -34,6 +35,17 @@ class Prior(Part):
 
     def bind(self, block: Block, design: Design) -> None:
         """Make what depends on the block's size or the design's categories; nothing by default."""
+
+    def meet(self, guide: nn.Module, rate: Tensor) -> None:
+        """Take what the prior shares with the guide; nothing by default.
+
+        Parameters
+        ----------
+        guide
+            The bound guide.
+        rate
+            Shape (G,): the genes' mean share of a cell's library (mean intensity where it is 1).
+        """
 
     @property
     def extrapolates(self) -> bool:

@@ -1,0 +1,131 @@
+"""A mixture of the guide's own posteriors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_fcr.data import Batch
+from pyro_fcr.errors import SlotError, sentence
+from pyro_fcr.nn import Block, condition_map
+from pyro_fcr.priors.base import Prior
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyro_fcr.data import Design
+
+__all__ = ["VampPrior"]
+
+DEPTH = 1e4
+"""Molecules of a pseudo-cell; encoders read shares of the library."""
+
+
+class VampPrior(Prior):
+    r"""The aggregate posterior, approximated at K learned pseudo-cells.
+
+    .. math:: p(z \mid c) = \sum_k \pi_k(c)\, q(z \mid u_k)
+
+    with q the guide's own posterior of the block and :math:`u_k` expression profiles that are
+    learned with it (Tomczak & Welling 2018, arXiv 1705.07120). Beyond the paper, the weights vary
+    with the condition; all are equal at the start. The prior's gradient reaches the encoders, as
+    in the paper. Pseudo-cells carry the labels of observed conditions in turn, for encoders that
+    read labels. Its divergence has no closed form; draws stand in.
+
+    The guide must tell its posteriors (``posteriors(batch)``, as the package's amortised guides
+    do). Until it has met a guide, the prior's components are standard normal.
+
+    Parameters
+    ----------
+    components
+        K, the number of pseudo-cells; each step encodes them all.
+    condition
+        How the weights read the condition: ``"table"``, ``"embedding"``, ``"mlp"`` or
+        ``"features"``.
+    """
+
+    def __init__(self, components: int = 20, condition: str = "table") -> None:
+        super().__init__()
+        self.components, self.condition = components, condition
+
+    def bind(self, block: Block, design: Design) -> None:
+        """Make the pseudo-cells and the map of weights."""
+        self.name, self.size = block.name, block.size
+        self.shares = design.library == "totals"
+        spread = torch.full((self.components,), 0.05)
+        self.table = condition_map(self.condition, design, block.parents, spread)
+        self.register_buffer("rate", torch.zeros(design.n_genes))
+        self.pseudo = nn.Parameter(torch.randn(self.components, design.n_genes))
+        self._labels = _labels(design, self.components)
+        self._posteriors: Callable[[Batch], Any] | None = None
+
+    def meet(self, guide: nn.Module, rate: Tensor) -> None:
+        """Take the guide's posteriors for components, and the mean cell for a start."""
+        posteriors = getattr(getattr(guide, "locals", guide), "posteriors", None)
+        if posteriors is None:
+            raise SlotError(
+                sentence(
+                    f"the VampPrior of '{self.name}' needs the guide's posteriors",
+                    where="guide=",
+                    expected="a guide with posteriors(batch), such as guides.Amortised",
+                    got=type(guide).__name__,
+                    hint="use priors.Mixture, or another guide",
+                )
+            )
+        self._posteriors = posteriors
+        with torch.no_grad():
+            self.rate.copy_(rate)
+
+    def pseudo_cells(self) -> Batch:
+        """Return the pseudo-cells as a batch of K."""
+        if self._labels.device != self.pseudo.device:
+            self._labels = self._labels.to(self.pseudo.device)
+        if not self.shares:
+            return self._labels.replace(counts=self.rate + self.pseudo)
+        profile = torch.log(self.rate + 1e-7) + self.pseudo
+        return self._labels.replace(counts=DEPTH * profile.softmax(-1))
+
+    def parts(self) -> dist.TorchDistribution:
+        """Return the components: batch shape (K,), event shape (d,)."""
+        if self._posteriors is None:
+            zeros = self.pseudo.new_zeros(self.components, self.size)
+            return dist.Normal(zeros, 1.0).to_event(1)
+        return self._posteriors(self.pseudo_cells())[self.name]
+
+    def forward(self, batch: Batch) -> dist.TorchDistribution:
+        """Return the mixture with batch shape (B,) and event shape (d,)."""
+        weights = dist.Categorical(logits=self.table(batch))
+        parts = self.parts().expand([len(batch), self.components])
+        return dist.MixtureSameFamily(weights, parts)
+
+
+def _labels(design: Design, n: int) -> Batch:
+    # The largest conditions first.
+    by_size = sorted(design.condition_counts, key=lambda row: (-row[2], row[:2]))
+    treatment, joint = np.asarray([row[:2] for row in by_size]).T
+    pick = np.arange(n) % len(by_size)
+    treatment, joint = treatment[pick], joint[pick]
+    levels = list(design.covariates.values())
+    codes = [
+        [names.index(v) for names, v in zip(levels, group, strict=True)]
+        for group in design.covariate_levels
+    ]
+    rows = torch.tensor(design.treatment_rows[treatment])
+    covariates = torch.tensor(codes, dtype=torch.int64).reshape(len(codes), len(levels))
+    return Batch(
+        counts=torch.zeros(n, design.n_genes),
+        library=torch.full((n,), DEPTH if design.library == "totals" else 1.0),
+        treatment=rows,
+        treatment_id=torch.tensor(treatment),
+        dose=rows.sum(1),
+        covariates=covariates[joint],
+        covariate_id=torch.tensor(joint),
+        continuous=torch.zeros(n, len(design.continuous)),
+        batch=torch.arange(n) % design.n_batches,
+        index=torch.arange(n),
+        n_cells=n,
+    )

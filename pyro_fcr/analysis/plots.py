@@ -31,6 +31,7 @@ __all__ = [
     "history",
     "house_style",
     "interaction",
+    "intervals",
     "latents",
     "leakage",
     "overview",
@@ -322,6 +323,52 @@ def interaction(table: pd.DataFrame, *, title: str | None = None, ax: Axes | Non
         rows, columns = ([_short(str(v)) for v in a] for a in (table.index, table.columns))
         _heat(ax, values, rows, columns, words, label="interaction\n(cell s.d.)", steep=steep)
         ax.set_title(title or "")
+    return ax
+
+
+def intervals(
+    tables: Mapping[str, pd.DataFrame],
+    genes: Sequence[str],
+    *,
+    title: str | None = None,
+    label: str = "log2 fold change",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw estimates with their intervals, gene by gene, several groups beside one another.
+
+    Parameters
+    ----------
+    tables
+        By group: a table by gene with columns ``lfc``, ``low`` and ``high``, as
+        ``Effects.genes_of`` and ``Effects.compare`` return them.
+    genes
+        The genes to draw, from top to bottom.
+    title
+        What to write above.
+    label
+        What the numbers are.
+    ax
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    places = np.arange(len(genes), dtype=float)
+    steps = (np.arange(len(tables)) - (len(tables) - 1) / 2) * 0.7 / max(len(tables), 1)
+    with house_style():
+        ax = _axes(ax, height=0.8 + len(genes) * max(0.2, 0.13 * len(tables)))
+        ax.axvline(0, color=GREY, lw=0.8, zorder=0)
+        for step, colour, (name, table) in zip(steps, PALETTE, tables.items(), strict=False):
+            rows = table.loc[list(genes)]
+            middle = rows["lfc"].to_numpy()
+            reach = np.abs(rows[["low", "high"]].to_numpy() - middle[:, None]).T
+            ax.errorbar(middle, places + step, xerr=reach, fmt="o", ms=3.5, lw=1.4, color=colour,
+                        label=_short(str(name)))  # fmt: skip
+        ax.set_yticks(places, [_short(str(gene)) for gene in genes])
+        ax.set(ylim=(len(genes) - 0.4, -0.6), xlabel=label, title=title or "")
+        if len(tables) > 1:
+            ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(tables), 3))
     return ax
 
 

@@ -162,3 +162,19 @@ def test_many_covariates_are_drawn_as_rows() -> None:
     table = pd.DataFrame([np.arange(30.0)], index=["drug"], columns=[f"c{i}" for i in range(30)])
     ax = plots.interaction(table)
     assert ax.images[0].get_array().shape == (30, 1)
+
+
+def test_intervals_stand_where_the_table_says() -> None:
+    table = pd.DataFrame(
+        {"lfc": [1.0, -2.0], "low": [0.5, -2.5], "high": [2.0, -1.0]}, index=["a", "_b$"]
+    )
+    other = table + 1
+    ax = plots.intervals({"u": table, "v": other}, ["_b$", "a"], title="here")
+    assert [t.get_text().strip("\u200a") for t in ax.get_yticklabels()] == ["_b\\$", "a"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["u", "v"]
+    first, second = ax.containers
+    np.testing.assert_allclose(first.lines[0].get_xdata(), [-2.0, 1.0])
+    np.testing.assert_allclose(second.lines[0].get_xdata(), [-1.0, 2.0])
+    (bars,) = first.lines[2]
+    np.testing.assert_allclose([s[:, 0] for s in bars.get_segments()], [[-2.5, -1.0], [0.5, 2.0]])
+    assert ax.yaxis_inverted()

@@ -61,11 +61,8 @@ docs: $(STAMP) ## Build the site, tutorials executed, into site/
 	$(ONE_THREAD) PYRO_FCR_DOCS_EXECUTION=force $(BIN)/sphinx-build -W --keep-going -q -b html -c docs -d build/doctrees . site
 	@echo "open site/docs/index.html"
 
-benchmark: $(STAMP) ## Run every script in benchmarks/; takes long
-	@for script in benchmarks/[a-z]*.py; do \
-		test -e "$$script" || { echo "no scripts in benchmarks/"; break; }; \
-		echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
-	done
+benchmark: $(STAMP) ## Run every benchmark, or WHICH="null recovery", into benchmarks/results; takes long
+	$(BIN)/pyro-fcr benchmark $(or $(WHICH),all) --out benchmarks/results
 
 clean: ## Remove caches and builds; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

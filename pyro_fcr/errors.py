@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "BenchmarkError",
     "CategoryError",
     "CountsError",
     "DesignError",
@@ -77,6 +78,10 @@ class NotFittedError(FCRError):
 
 class LoadError(FCRError):
     """A saved model is missing, damaged, or from an incompatible version."""
+
+
+class BenchmarkError(FCRError):
+    """A benchmark's configuration does not hold together, or a split is not the frozen one."""
 
 
 class DesignWarning(UserWarning):

@@ -28,6 +28,7 @@ GROUND = LEAVES | {"data", "nn", "distributions"}
 PARTS = GROUND | {"decoders", "priors", "likelihoods", "penalties"}
 MODEL = PARTS | {"guides", "model"}
 READS = MODEL | {"infer", "evaluate", "analysis", "io"}
+USES = READS | {"assembly", "fitted", "estimator", "systems", "simulate", "datasets"}
 ALLOWED: dict[str, frozenset[str]] = {
     "_version": frozenset(),
     "errors": frozenset(),
@@ -50,9 +51,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "systems": READS | {"assembly", "fitted", "estimator"},
     "simulate": LEAVES,
     "datasets": LEAVES,
-    "cli": READS | {"assembly", "fitted", "estimator", "systems", "simulate", "datasets", FRONT},
+    "benchmark": USES | {FRONT},
+    "cli": USES | {"benchmark", FRONT},
     "__main__": frozenset({"cli"}),
-    FRONT: READS | {"assembly", "fitted", "estimator", "systems", "simulate", "datasets"},
+    FRONT: USES,
 }
 
 SYSTEM_NAMES = frozenset({"FCR", "SVAE", "InVAE"})

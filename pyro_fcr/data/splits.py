@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_fcr.data import checks
-from pyro_fcr.errors import CategoryError, DesignError, LoadError, sentence
+from pyro_fcr.errors import CategoryError, DesignError, LoadError, SchemaError, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyro_fcr.data.cells import Cells
+    from pyro_fcr.data.schema import Schema
 
-__all__ = ["PARTS", "Split", "column", "hold_out", "random"]
+__all__ = ["PARTS", "Split", "column", "combinations", "hold_out", "random"]
 
 PARTS = ("train", "valid", "test")
 """The parts of a split."""
@@ -299,6 +300,73 @@ def hold_out(
     rest = _shuffled(names, np.flatnonzero(~is_test), seed)
     parts[rest[_every(len(rest), valid)]] = "valid"
     recipe = f"hold_out({' and '.join(told)}, valid={valid}, seed={seed})"
+    return Split(tuple(names), tuple(parts), recipe)
+
+
+def combinations(
+    adata: AnnData, schema: Schema, *, share: float = 0.2, valid: float = 0.1, seed: int = 0
+) -> Split:
+    """Hold out a share of the treated combinations of treatment and covariates, drawn at random.
+
+    Controls always train. Every treatment keeps a combination, and so does every covariate
+    group, so that the parts of each unseen combination are known; where that leaves too few to
+    draw from, fewer are held out.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    schema
+        Names treatment, control and covariates.
+    share
+        Fraction of the treated combinations.
+    valid
+        Fraction of the other cells, drawn at random.
+    seed
+        Seed of both draws.
+
+    Raises
+    ------
+    SchemaError
+        If the schema names no treatment, control or covariate, or a column is missing.
+    DesignError
+        If no combination can be spared.
+    """
+    _fraction("share", share)
+    _fraction("valid", valid)
+    if schema.treatment is None or schema.control is None or not schema.covariates:
+        raise SchemaError(
+            sentence(
+                "nothing to combine",
+                where="combinations(schema)",
+                expected="treatment, control and covariates",
+                got=repr(schema),
+                hint="name them all",
+            )
+        )
+    names = checks.cell_names(adata)
+    codes, levels = checks.labels(adata.obs, schema.treatment, role="treatment")
+    groups = np.stack(
+        [checks.labels(adata.obs, name, role="covariate")[0] for name in schema.covariates], axis=1
+    )
+    group = np.unique(groups, axis=0, return_inverse=True)[1].reshape(-1)
+    treated = np.asarray(levels, dtype=object)[codes] != schema.control
+    pairs, of_cell = np.unique(np.stack([codes, group], axis=1), axis=0, return_inverse=True)
+    free = np.zeros(len(pairs), bool)
+    free[of_cell.reshape(-1)[treated]] = True
+    left = [np.bincount(pairs[free, axis]) for axis in (0, 1)]
+    wanted, held = round(share * int(free.sum())), np.zeros(len(pairs), bool)
+    for pair in np.random.default_rng(seed).permutation(np.flatnonzero(free)):
+        t, x = pairs[pair]
+        if held.sum() < wanted and left[0][t] > 1 and left[1][x] > 1:
+            held[pair] = True
+            left[0][t] -= 1
+            left[1][x] -= 1
+    is_test = held[of_cell.reshape(-1)]
+    parts = np.where(is_test, "test", "train").astype(object)
+    rest = _shuffled(names, np.flatnonzero(~is_test), seed)
+    parts[rest[_every(len(rest), valid)]] = "valid"
+    recipe = f"combinations(share={share}, valid={valid}, seed={seed})"
     return Split(tuple(names), tuple(parts), recipe)
 
 

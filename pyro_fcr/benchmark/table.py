@@ -1,0 +1,210 @@
+"""What a benchmark leaves behind: tidy CSV and Parquet, one Markdown page, one figure."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pyro_fcr.analysis import plots
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyro_fcr.benchmark.config import Config
+    from pyro_fcr.benchmark.runner import Outcome
+
+__all__ = ["compare", "markdown", "summarise", "write"]
+
+LABELS = ("data", "method")
+
+
+def write(config: Config, outcome: Outcome, out: Path) -> list[Path]:
+    """Write ``rows.csv``, ``jobs.csv``, ``table.md``, ``figure.png``, and Parquet if it can.
+
+    Parameters
+    ----------
+    config
+        The benchmark.
+    outcome
+        Of its jobs.
+    out
+        Folder.
+
+    Returns
+    -------
+    The files.
+    """
+    frames = {"rows": outcome.rows, "jobs": outcome.jobs.drop(columns="trace", errors="ignore")}
+    written = []
+    for name, frame in frames.items():
+        path = out / f"{name}.csv"
+        frame.to_csv(path, index=False, float_format="%.6g")
+        written.append(path)
+        if find_spec("pyarrow") is not None:
+            frame.to_parquet(out / f"{name}.parquet", index=False)
+            written.append(out / f"{name}.parquet")
+    page = out / "table.md"
+    page.write_text(_page(config, outcome), encoding="utf-8")
+    written.append(page)
+    if len(outcome.rows):
+        figure = _figure(config, outcome.rows)
+        figure.savefig(out / "figure.png", dpi=150)
+        written.append(out / "figure.png")
+    return written
+
+
+def summarise(config: Config, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean over seeds and conditions of the configured columns, seeds first.
+
+    Parameters
+    ----------
+    config
+        Its ``table.columns`` are summarised by its ``table.by``, or by data and method.
+    rows
+        Of the jobs.
+    """
+    by = list(config.table.get("by", LABELS))
+    columns = [name for name in config.table.get("columns", []) if name in rows]
+    columns = columns or [c for c in rows.select_dtypes("number") if c != "seed"]
+    seeds = rows.groupby([*by, "seed"], sort=False, dropna=False)[columns].mean()
+    return seeds.groupby(by, sort=False, dropna=False).mean()
+
+
+def compare(config: Config, rows: pd.DataFrame, *, draws: int = 2000) -> pd.DataFrame:
+    """Compare every method with one of them, condition by condition.
+
+    The difference is divided by that of the ceiling where the table names one. Its interval is a
+    bootstrap over conditions (each with all its seeds), which knows nothing of other data sets.
+
+    Parameters
+    ----------
+    config
+        ``table.against`` names the method, ``table.ceiling`` the ceiling.
+    rows
+        Of the jobs, with columns ``treatment`` and ``covariate``.
+    draws
+        Bootstrap draws.
+
+    Returns
+    -------
+    pandas.DataFrame
+        By data, method and measure: ``difference``, ``low``, ``high`` (95 %), ``normalised`` and
+        ``conditions``.
+    """
+    rival, ceiling = config.table["against"], config.table.get("ceiling")
+    out = []
+    rng = np.random.default_rng(0)
+    keys = ["fold", "treatment", "covariate"]
+    for data, part in rows.groupby("data", sort=False):
+        for column in config.table["columns"]:
+            if column not in part or part[column].isna().all():
+                continue
+            wide = part.pivot_table(index=[*keys, "seed"], columns="method", values=column,
+                                    dropna=False)  # fmt: skip
+            if rival not in wide:
+                continue
+            gain = wide.sub(wide[rival], axis=0).groupby(level=keys).mean()
+            best = gain[ceiling].mean() if ceiling in gain else np.nan
+            for method in gain.columns.drop([rival, ceiling], errors="ignore"):
+                values = gain[method].dropna().to_numpy()
+                if not len(values):
+                    continue
+                means = rng.choice(values, (draws, len(values))).mean(1)
+                low, high = np.quantile(means, [0.025, 0.975])
+                out.append(
+                    {
+                        "data": data,
+                        "method": method,
+                        "measure": column,
+                        "difference": values.mean(),
+                        "low": low,
+                        "high": high,
+                        "normalised": values.mean() / best if best > 0 else np.nan,
+                        "conditions": len(values),
+                    }  # fmt: skip
+                )
+    return pd.DataFrame(out)
+
+
+def markdown(frame: pd.DataFrame, digits: int = 3) -> str:
+    """Return a Markdown table of a frame with its index.
+
+    Parameters
+    ----------
+    frame
+        The table.
+    digits
+        Behind the point.
+    """
+    flat = frame.reset_index()
+    lines = [[str(name) for name in flat.columns], ["---"] * flat.shape[1]]
+    for row in flat.itertuples(index=False):
+        lines.append(
+            ["" if v is None or v != v else f"{v:.{digits}f}" if isinstance(v, float) else str(v)
+             for v in row]
+        )  # fmt: skip
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def _page(config: Config, outcome: Outcome) -> str:
+    jobs = outcome.jobs
+    parts = [f"# {config.name}: {config.title}"]
+    if config.is_quick:
+        parts.append("A smoke test: the numbers mean nothing.")
+    if len(outcome.rows):
+        parts.append(markdown(summarise(config, outcome.rows)))
+        if "against" in config.table:
+            told = f"Difference to {config.table['against']}, 95 % over conditions"
+            if ceiling := config.table.get("ceiling"):
+                told += f"; normalised: as share of what {ceiling} gains"
+            found = compare(config, outcome.rows)
+            if len(found):
+                parts += [told + ".", markdown(found.set_index(["data", "method"]))]
+    cost = [c for c in ("fit_seconds", "wall_seconds", "cpu_seconds", "peak_gib") if c in jobs]
+    if len(jobs):
+        parts.append("Cost of a job, mean over jobs.")
+        parts.append(markdown(jobs.groupby(list(LABELS), sort=False)[cost].mean(), 2))
+        for status in ("failed", "skipped"):
+            bad = jobs[jobs["status"] == status]
+            if len(bad):
+                lines = [f"- {r.data} {r.fold} {r.method} {r.seed}: {r.error}"
+                         for r in bad.itertuples()]  # fmt: skip
+                parts.append(f"{len(bad)} jobs {status}:\n\n" + "\n".join(lines))
+        lines = [
+            f"{name}: {', '.join(sorted(set(jobs[name].dropna().astype(str))))}"
+            for name in ("command", "version", "code", "python", "torch", "pyro", "seed")
+        ]
+        parts.append("\n".join(f"- {line}" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _figure(config: Config, rows: pd.DataFrame) -> Figure:
+    """Draw a panel a measure and data set: a dot a seed, a line the mean, methods from above."""
+    rows = rows.assign(data=rows["data"].astype(str))
+    columns = list(summarise(config, rows).columns)[:4]
+    sets = list(dict.fromkeys(rows["data"]))
+    methods = list(dict.fromkeys(rows["method"]))
+    size = (1.6 + 2.2 * len(columns), (0.7 + 0.2 * len(methods)) * len(sets) + 0.3)
+    with plots.house_style():
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(sets), len(columns), squeeze=False, sharey=True)
+        for i, name in enumerate(sets):
+            part = rows[rows["data"] == name]
+            for ax, column in zip(grid[i], columns, strict=True):
+                seeds = part.groupby(["method", "seed"])[column].mean().dropna()
+                for (method, _), value in seeds.items():
+                    ax.plot(value, methods.index(method), "o", ms=3, alpha=0.6,
+                            color=plots.PALETTE[0])  # fmt: skip
+                for method, value in seeds.groupby(level="method").mean().items():
+                    y = methods.index(method)
+                    ax.plot([value, value], [y - 0.3, y + 0.3], color="black", lw=1.2)
+                ax.set_yticks(range(len(methods)), methods)
+                ax.set_ylim(len(methods) - 0.5, -0.5)
+                if i == 0:
+                    ax.set_title(column.replace("_", " "), fontsize=8)
+            grid[i][0].set_ylabel(name)
+    return figure

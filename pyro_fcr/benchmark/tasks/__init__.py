@@ -1,0 +1,17 @@
+"""The tasks, by the name that configurations use."""
+
+from pyro_fcr.benchmark.tasks.base import Task
+from pyro_fcr.benchmark.tasks.prediction import Prediction
+from pyro_fcr.benchmark.tasks.reading import Clustering, Factors, Independence
+from pyro_fcr.benchmark.tasks.recovery import Recovery
+
+__all__ = ["TASKS", "Task"]
+
+TASKS: dict[str, type[Task]] = {
+    "clustering": Clustering,
+    "factors": Factors,
+    "independence": Independence,
+    "prediction": Prediction,
+    "recovery": Recovery,
+}
+"""Every task."""

@@ -1,0 +1,295 @@
+"""What held-out conditions look like: every method's prediction beside baselines and ceiling."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from pyro_fcr import evaluate
+from pyro_fcr.benchmark.tasks.base import Task
+from pyro_fcr.errors import BenchmarkError, CategoryError, DesignError, sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pyro_fcr.benchmark.problem import Problem
+    from pyro_fcr.benchmark.tasks.base import Rows
+
+__all__ = ["CEILING", "DUPLICATE", "SEEN", "SINGLES", "Prediction"]
+
+CEILING = "other half (ceiling)"
+"""The mean of the test cells that are not scored: what sampling noise allows."""
+
+DUPLICATE = "interpolated duplicate"
+"""Half-way from the additive prediction to the ceiling: a metric must rank it between them."""
+
+SINGLES = "sum of singles"
+"""The control and the changes of a combination's parts, each given alone to the same cells."""
+
+SEEN = "training cells of the condition"
+"""Where it has any."""
+
+TOP = 100
+DRAWS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Task):
+    """Predict the mean profile of every treated test condition.
+
+    The test cells of a condition are halved. One half is what all are scored on; the other chooses
+    the differential genes, and is itself scored as the ceiling. A prediction starts from the
+    training control cells of the same covariates, and changes are measured from their profile.
+    Profiles are log1p of counts per 10,000 of summed counts, or means where values are no counts.
+
+    One row per method and condition: ``pearson change`` from the control over all genes and the
+    top 20 and 100, ``pearson vs treated`` (the change from the mean of all treated training
+    profiles of these covariates), ``R2`` of the profile over the top 100, ``gain`` (share of the
+    squared distance from the control to the truth that the prediction removes; below 0 it is
+    worse than no effect), ``size`` (length of the predicted change by the measured one's),
+    ``centroid accuracy`` (share of other treatments' profiles that are farther), and ``energy
+    distance`` of the shifted control cells. One more row per method holds ``interaction R2`` over
+    all conditions with a 95 % bootstrap interval over them; an additive prediction scores 0.
+
+    Parameters
+    ----------
+    draws
+        Posterior draws per predicted cell.
+    max_controls
+        Control cells a prediction starts from, at most.
+    """
+
+    draws: int = 20
+    max_controls: int = 1000
+
+    quick_options = {"draws": 2, "max_controls": 20}
+
+    def judge(self, problem: Problem, model: Any, *, seed: int) -> Rows:
+        """Score a model's counterfactuals of the control cells."""
+        scene = _Scene(problem, self.max_controls, seed)
+        if not hasattr(model, "counterfactual"):
+            raise BenchmarkError(
+                sentence("the method cannot predict", where=type(model).__name__,
+                         expected="counterfactual()", got="latents alone",
+                         hint="leave it out of this benchmark")
+            )  # fmt: skip
+        predicted = {}
+        for t, x in scene.conditions:
+            start = problem.adata[scene.controls[x]].copy()
+            found = model.counterfactual(start, do={"treatment": t}, draws=self.draws, seed=seed)
+            predicted[t, x] = problem.profile(found.X)
+        return scene.rows(predicted)
+
+    def references(self, problem: Problem, *, seed: int) -> Rows:
+        """Score the baselines, the ceiling and the interpolated duplicate."""
+        scene = _Scene(problem, self.max_controls, seed)
+        control = problem.schema.control
+        makers: dict[str, evaluate.Baseline] = {
+            name: cls().fit(scene.train, control=str(control))
+            for name, cls in evaluate.BASELINES.items()
+        }
+        predictions: dict[str, dict[tuple[str, str], np.ndarray]] = {name: {} for name in makers}
+        for key in scene.conditions:
+            for name, baseline in makers.items():
+                with suppress(CategoryError):
+                    predictions[name][key] = baseline.predict(*key).to_numpy()
+        ceiling = scene.other
+        predictions[SINGLES] = _sums(scene, problem.schema.separator)
+        between = {key: (value + ceiling[key]) / 2
+                   for key, value in predictions["additive"].items()}  # fmt: skip
+        trained = dict(zip(scene.train.index, scene.train.to_numpy(), strict=True))
+        seen = {key: trained[key] for key in scene.conditions if key in trained}
+        predictions |= {CEILING: ceiling, DUPLICATE: between, SEEN: seen}
+        return [
+            {"method": name, **row}
+            for name, predicted in predictions.items() if predicted
+            for row in scene.rows(predicted)
+        ]  # fmt: skip
+
+
+class _Scene:
+    """What predictions are scored against; the same for every method of a job's data and seed."""
+
+    def __init__(self, problem: Problem, max_controls: int, seed: int) -> None:
+        self.problem = problem
+        train, test = ~problem.mask("test"), problem.mask("test")
+        control, rng = problem.schema.control, np.random.default_rng(seed)
+        self.control = str(control)
+        self.train = problem.profiles(train)
+        self.controls: dict[str, np.ndarray] = {}
+        halves: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+        for x in sorted(set(problem.covariate)):
+            of_x = problem.covariate == x
+            start = np.flatnonzero(of_x & train & (problem.treatment == self.control))
+            if len(start) < 2:
+                continue
+            self.controls[x] = np.sort(rng.permutation(start)[:max_controls])
+            for t in sorted(set(problem.treatment[of_x & test]) - {self.control}):
+                cells = rng.permutation(np.flatnonzero(of_x & test & (problem.treatment == t)))
+                if len(cells) >= problem.min_cells:
+                    halves[t, x] = (cells[::2], cells[1::2])
+        if not halves:
+            raise DesignError(
+                sentence(
+                    "nothing to predict",
+                    where="split",
+                    expected=f"a treated condition with {problem.min_cells} test cells and "
+                    "training controls",
+                    got="none",
+                    hint="hold out more cells, or lower min_cells",
+                )
+            )
+        self.conditions = list(halves)
+        self._halves = halves
+        index = pd.MultiIndex.from_tuples(self.conditions, names=["treatment", "covariate"])
+        self.halves = tuple(
+            pd.DataFrame(
+                [problem.profile(problem.values(halves[key][i])) for key in self.conditions],
+                index=index,
+                columns=self.train.columns,
+            )  # fmt: skip
+            for i in (0, 1)
+        )
+        self._truth, self.other = (
+            dict(zip(self.conditions, half.to_numpy(), strict=True)) for half in self.halves
+        )
+        # The profile of the cells that predictions start from, not of all controls.
+        self.reference = {
+            x: problem.profile(problem.values(rows)) for x, rows in self.controls.items()
+        }
+
+    @cached_property
+    def _de(self) -> dict[tuple[str, str], np.ndarray]:
+        """Genes by falling absolute Welch t of the half that is not scored."""
+        found = {}
+        for (t, x), (_, chosen) in self._halves.items():
+            treated = self.problem.transform(self.problem.values(chosen))
+            control = self._start(x)
+            if len(treated) < 2:
+                score = treated.mean(0) - control.mean(0)
+            else:
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    score = stats.ttest_ind(treated, control, equal_var=False).statistic
+            found[t, x] = np.argsort(-np.abs(np.nan_to_num(score)), kind="stable")[:TOP]
+        return found
+
+    def _start(self, x: str) -> np.ndarray:
+        return self.problem.transform(self.problem.values(self.controls[x]))
+
+    @cached_property
+    def _components(self) -> evaluate.PrincipalComponents:
+        return self.problem.components()
+
+    def rows(self, predicted: Mapping[tuple[str, str], np.ndarray]) -> Rows:
+        centroid = self._centroid(predicted)
+        rows = [
+            {**self._row(key, value), "centroid accuracy": centroid.get(key)}
+            for key, value in predicted.items()
+        ]
+        return [*rows, *self._interaction(predicted)]
+
+    def _row(self, key: tuple[str, str], predicted: np.ndarray) -> dict[str, Any]:
+        t, x = key
+        truth, reference = self._truth[key], self.reference[x]
+        de = self._de[key]
+        row: dict[str, Any] = {"treatment": t, "covariate": x, "cells": len(self._halves[key][0])}
+        for name, genes in (("", None), (" top 20", de[:20]), (" top 100", de)):
+            row[f"pearson change{name}"] = evaluate.pearson_change(
+                predicted, truth, reference, genes
+            )
+        if x in self._treated:
+            row["pearson vs treated"] = evaluate.pearson_change(predicted, truth, self._treated[x])
+        row["R2 top 100"] = evaluate.r2(predicted, truth, de)
+        apart = float(((reference - truth) ** 2).sum())
+        row["gain"] = 1 - float(((predicted - truth) ** 2).sum()) / apart
+        row["size"] = float(np.sqrt(((predicted - reference) ** 2).sum() / apart))
+        moved = self._start(x) + (predicted - reference)
+        if self.problem.counts:
+            moved = np.clip(moved, 0, None)
+        part = self._components
+        cloud = part.transform(self.problem.values(self._halves[key][0]))
+        if len(cloud) > 1:
+            row["energy distance"] = evaluate.energy_distance(
+                (moved - part.center_g) @ part.components_kg.T, cloud
+            )
+        return row
+
+    @cached_property
+    def _treated(self) -> dict[str, np.ndarray]:
+        """Mean treated training profile of every covariate group, or of all where it has none."""
+        treated = self.train[self.train.index.get_level_values(0) != self.control]
+        if treated.empty:
+            return {}
+        by_x = treated.groupby(level=1).mean()
+        everywhere = treated.to_numpy().mean(0)
+        return {x: by_x.loc[x].to_numpy() if x in by_x.index else everywhere
+                for x in self.controls}  # fmt: skip
+
+    @cached_property
+    def _observed(self) -> pd.DataFrame:
+        """Every treated profile that predictions are told apart by: test ones before training."""
+        whole = pd.concat(
+            [self.halves[0], self.train.drop(index=self.conditions, errors="ignore")]
+        )
+        return whole[whole.index.get_level_values(0) != self.control]
+
+    def _centroid(self, predicted: Mapping[tuple[str, str], np.ndarray]) -> dict[Any, float]:
+        several = self._observed.groupby(level=1).size()
+        keys = [key for key in predicted if several[key[1]] > 1]
+        if not keys:
+            return {}
+        index = pd.MultiIndex.from_tuples(keys)
+        frame = pd.DataFrame([predicted[key] for key in keys], index, self.train.columns)
+        return evaluate.centroid_accuracy(frame, self._observed)["accuracy"].to_dict()
+
+    @cached_property
+    def _additive(self) -> dict[tuple[str, str], np.ndarray]:
+        """The additive rule's prediction of every condition it can predict."""
+        rule, found = evaluate.Additive().fit(self.train, control=self.control), {}
+        for key in self.conditions:
+            with suppress(CategoryError):
+                found[key] = rule.predict(*key).to_numpy()
+        return found
+
+    def _interaction(self, predicted: Mapping[tuple[str, str], np.ndarray]) -> Rows:
+        """Score the interactions of the conditions whose treatment trained elsewhere."""
+        keys = [key for key in predicted if key in self._additive]
+        if len(keys) < 2:
+            return []
+        additive = np.stack([self._additive[key] for key in keys])
+        one = np.stack([self._truth[key] for key in keys]) - additive
+        two = np.stack([self.other[key] for key in keys]) - additive
+        hat = np.stack([predicted[key] for key in keys]) - additive
+        # Per condition the sums behind evaluate.interaction_r2, so that a bootstrap is cheap.
+        missed, shared = ((one - hat) * (two - hat)).sum(1), (one * two).sum(1)
+        drawn = np.random.default_rng(0).integers(len(keys), size=(DRAWS, len(keys)))
+        total = shared[drawn].sum(1)
+        low, high = np.quantile(1 - missed[drawn].sum(1) / total, [0.025, 0.975])
+        r = float((one * two).sum() / np.sqrt((one**2).sum() * (two**2).sum()))
+        return [
+            {
+                "treatment": "*",
+                "covariate": "*",
+                "interaction R2": 1 - missed.sum() / shared.sum() if shared.sum() > 0 else np.nan,
+                "interaction low": low,
+                "interaction high": high,
+                "interaction reliability": 2 * r / (1 + r),
+                "interaction conditions": len(keys),
+            }  # fmt: skip
+        ]
+
+
+def _sums(scene: _Scene, separator: str | None) -> dict[tuple[str, str], np.ndarray]:
+    known = dict(zip(scene.train.index, scene.train.to_numpy(), strict=True))
+    found = {}
+    for t, x in scene.conditions:
+        parts, own = t.split(separator) if separator else [t], known[scene.control, x]
+        if len(parts) > 1 and all((part, x) in known for part in parts):
+            found[t, x] = own + sum(known[part, x] - own for part in parts)
+    return found

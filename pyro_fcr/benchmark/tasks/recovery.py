@@ -1,0 +1,99 @@
+"""Known latents: how much of each block is recovered, and how much of it leaks into others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyro_fcr import evaluate
+from pyro_fcr.benchmark.tasks.base import Task
+from pyro_fcr.errors import DesignError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pyro_fcr.benchmark.problem import Problem
+    from pyro_fcr.benchmark.tasks.base import Rows
+
+__all__ = ["Recovery"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery(Task):
+    """Recovery within condition on the test cells, one row a method.
+
+    Columns: ``R2 z`` (kernel ridge from a block to the true one of its name), ``pooled R2 z`` and
+    ``label R2 z`` (the same not within condition, and from the label alone), ``MCC z`` and
+    ``MCC-nl z``, ``leakage`` (the largest R2 between different blocks) with ``leaks`` (which), and
+    ``flagged`` (1 where the certificate does not say "identified") with its ``verdict``.
+
+    Parameters
+    ----------
+    max_cells
+        See :func:`~pyro_fcr.evaluate.recovery`.
+    epochs
+        At most, for the supervised network that is the ceiling.
+    """
+
+    max_cells: int = 1500
+    epochs: int = 200
+
+    quick_options = {"max_cells": 200, "epochs": 3}
+
+    def judge(self, problem: Problem, model: Any, *, seed: int) -> Rows:
+        """Score a model's blocks; see the class."""
+        held = problem.adata[problem.mask("test")].copy()
+        found = {name: frame.to_numpy() for name, frame in model.latents(held).items()}
+        row = _wide(self._scores(problem, found, seed))
+        try:
+            certificate = model.certificate()
+        except (AttributeError, DesignError):
+            return [row]
+        return [
+            {**row, "verdict": certificate.verdict, "flagged": float(not certificate.identified)}
+        ]
+
+    def references(self, problem: Problem, *, seed: int) -> Rows:
+        """Score a supervised network (ceiling), noise, the label alone and PCA."""
+        test, truth = problem.mask("test"), _truth(problem)
+        best = evaluate.ceiling(
+            problem.adata.X, truth, problem.condition, test=test, max_epochs=self.epochs,
+            max_cells=self.max_cells, log_normalise=problem.counts, seed=seed,
+        )  # fmt: skip
+        rows = [{"method": "ceiling", **_wide(best)}]
+        nulls = evaluate.null_latents(
+            problem.adata.X[test], {k: z[test] for k, z in truth.items()}, problem.condition[test],
+            log_normalise=problem.counts, seed=seed,
+        )  # fmt: skip
+        for name, latents in nulls.items():
+            scores = _wide(self._scores(problem, latents, seed))
+            rows.append({"method": name.replace("_", " "), **scores})
+        return rows
+
+    def _scores(self, problem: Problem, found: dict[str, np.ndarray], seed: int) -> pd.DataFrame:
+        test = problem.mask("test")
+        truth = {name: z[test] for name, z in _truth(problem).items()}
+        condition = problem.condition[test]
+        return evaluate.recovery(found, truth, condition, max_cells=self.max_cells, seed=seed)
+
+
+def _truth(problem: Problem) -> dict[str, np.ndarray]:
+    return {k: np.asarray(z) for k, z in problem.adata.obsm.items() if k.startswith("z")}
+
+
+def _wide(scores: pd.DataFrame) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    names = {"r2": "R2", "mcc": "MCC", "mcc_nl": "MCC-nl"}
+    own = scores["latent"] == scores["truth"]
+    for score in scores[own].itertuples():
+        row[f"{names[score.metric]} {score.truth}"] = score.within
+        if score.metric == "r2":
+            row[f"pooled R2 {score.truth}"] = score.pooled
+            row[f"label R2 {score.truth}"] = score.label_only
+    others = scores[~own & (scores["metric"] == "r2") & scores["latent"].isin(scores["truth"])]
+    if len(others):
+        worst = others.loc[others["within"].idxmax()]
+        row["leakage"], row["leaks"] = worst["within"], f"{worst['latent']} > {worst['truth']}"
+    return row

@@ -1,0 +1,194 @@
+"""The tasks against numbers known beforehand, and a quick run of every configuration."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+import pyro_fcr as pf
+from pyro_fcr import evaluate
+from pyro_fcr.benchmark import Problem, available, compare, read_config, run, summarise
+from pyro_fcr.benchmark.tasks.prediction import CEILING, Prediction, _Scene
+from pyro_fcr.benchmark.tasks.reading import Clustering, Factors, Independence
+from pyro_fcr.benchmark.tasks.recovery import Recovery
+from pyro_fcr.errors import SchemaError
+
+SCHEMA = pf.Schema(treatment="treatment", control="control", covariates="covariate")
+
+
+@pytest.fixture(scope="module")
+def problem():
+    adata = pf.simulate.factorised(
+        n_per_condition=60, n_genes=40, n_treatments=5, n_covariates=4, seed=1
+    )
+    return Problem(
+        adata, SCHEMA, pf.splits.combinations(adata, SCHEMA, share=0.3, valid=0, seed=1)
+    )
+
+
+class Knowing:
+    """Knows the truth: the true latents, and the true expectation under another treatment."""
+
+    def __init__(self, adata):
+        self.adata = adata
+
+    def latents(self, adata=None):
+        adata = self.adata if adata is None else adata
+        return {name: pd.DataFrame(adata.obsm[name]) for name in ("z_x", "z_t", "z_tx")}
+
+    def counterfactual(self, adata, *, do, draws, seed):
+        found = adata.copy()
+        found.X = pf.simulate.counterfactual_truth(adata, do["treatment"], draws=20, seed=seed)
+        return found
+
+
+def test_combinations_are_held_out_whole_and_known_in_parts(problem):
+    test, adata = problem.mask("test"), problem.adata
+    held = set(problem.condition[test])
+    # A share of .3 of 4 x 4 treated conditions.
+    assert len(held) == 5
+    assert not held & set(problem.condition[~test])
+    assert not (adata.obs["treatment"][test] == "control").any()
+    assert set(problem.treatment[~test]) == set(problem.treatment)
+    assert set(problem.covariate[~test]) == set(problem.covariate)
+    again = pf.splits.combinations(adata[::-1], SCHEMA, share=0.3, valid=0, seed=1)
+    assert again.hash == problem.split.hash
+
+
+def test_as_many_combinations_as_can_be_spared(problem):
+    adata = problem.adata
+    split = pf.splits.combinations(adata, SCHEMA, share=0.99, valid=0, seed=0)
+    trained = ~split.mask(adata, "test")
+    # Each of four treatments and of four covariate groups keeps one treated combination.
+    treated = trained & (problem.treatment != "control")
+    assert set(problem.treatment[treated]) == {"t1", "t2", "t3", "t4"}
+    assert set(problem.covariate[treated]) == {"x1", "x2", "x3", "x4"}
+    with pytest.raises(SchemaError, match="nothing to combine"):
+        pf.splits.combinations(adata, pf.Schema(treatment="treatment", control="control"))
+
+
+def test_the_truth_predicts_best_and_the_rule_has_no_interaction(problem):
+    task = Prediction(draws=1)
+    rows = pd.DataFrame(task.references(problem, seed=0))
+    truth = pd.DataFrame(task.judge(problem, Knowing(problem.adata), seed=0))
+    conditions = truth[truth["treatment"] != "*"]
+    assert len(conditions) == 5
+    mean = rows.groupby("method")[["gain", "size", "interaction R2"]].mean()
+    assert conditions["gain"].mean() > mean.loc["additive", "gain"] + 0.2
+    assert truth["interaction R2"].dropna().item() > 0.7
+    # By construction: the rule predicts no interaction, the other half all that is shared.
+    assert mean.loc["additive", "interaction R2"] == pytest.approx(0, abs=1e-12)
+    assert mean.loc[CEILING, "interaction R2"] == pytest.approx(1)
+    # The control mean predicts no change at all.
+    assert mean.loc["control mean", "gain"] == pytest.approx(0, abs=1e-12)
+    assert mean.loc["control mean", "size"] == pytest.approx(0, abs=1e-6)
+    gain = rows.groupby("method")["gain"].mean()
+    assert gain["additive"] < gain["interpolated duplicate"] < gain[CEILING]
+
+
+def test_interaction_agrees_with_the_metric(problem):
+    scene = _Scene(problem, 1000, seed=0)
+    ridge = evaluate.Ridge().fit(scene.train, control="control")
+    predicted = {key: ridge.predict(*key).to_numpy() for key in scene.conditions}
+    row = scene._interaction(predicted)[0]
+    frame = pd.DataFrame(predicted.values(), pd.MultiIndex.from_tuples(predicted),
+                         scene.train.columns)  # fmt: skip
+    wanted = evaluate.interaction_r2(frame, scene.halves, scene.train, control="control")
+    assert row["interaction R2"] == pytest.approx(wanted.r2)
+    assert row["interaction reliability"] == pytest.approx(wanted.reliability)
+    assert row["interaction low"] <= row["interaction R2"] <= row["interaction high"]
+
+
+def test_values_that_are_no_counts_are_compared_as_they_are():
+    adata = pf.simulate.factorised(
+        "gaussian", n_per_condition=40, n_genes=20, n_treatments=3, n_covariates=3, seed=2
+    )
+    split = pf.splits.combinations(adata, SCHEMA, share=0.3, valid=0, seed=0)
+    problem = Problem(adata, SCHEMA, split, "normal")
+    cells = np.flatnonzero(problem.condition == "t1|x1")
+    assert problem.profiles(cells).index.tolist() == [("t1", "x1")]
+    np.testing.assert_allclose(problem.profiles(cells).to_numpy()[0], adata.X[cells].mean(0), 1e-5)
+    rows = pd.DataFrame(Prediction().references(problem, seed=0))
+    assert rows.loc[rows["method"] == CEILING, "gain"].dropna().min() > 0.8
+
+
+def test_sum_of_singles():
+    rng, genes = np.random.default_rng(0), 30
+    effect = {"control": np.zeros(genes)} | {p: rng.normal(0, 1, genes) for p in "AB"}
+    effect["A+B"] = effect["A"] + effect["B"]
+    treatment = np.repeat(list(effect), 100)
+    x = np.stack([effect[t] for t in treatment]) + 0.1 * rng.standard_normal((400, genes))
+    obs = pd.DataFrame({"t": treatment, "x": "one"}, index=[f"c{i}" for i in range(400)])
+    adata = AnnData(x.astype("float32"), obs)
+    schema = pf.Schema(treatment="t", control="control", covariates="x")
+    split = pf.splits.hold_out(adata, {"t": "A+B"}, valid=0)
+    rows = Prediction().references(Problem(adata, schema, split, "normal"), seed=0)
+    gain = {row["method"]: row["gain"] for row in rows}
+    assert gain["sum of singles"] == pytest.approx(1, abs=0.01)
+    assert "additive" not in gain
+
+
+def test_true_latents_are_recovered_and_independent(problem):
+    split = pf.splits.random(problem.adata, test=0.5, valid=0, seed=0)
+    whole = Problem(problem.adata, SCHEMA, split)
+    (row,) = Recovery(max_cells=400).judge(whole, Knowing(problem.adata), seed=0)
+    assert row["MCC z_tx"] == pytest.approx(1)
+    assert min(row[f"R2 {z}"] for z in ("z_x", "z_t", "z_tx")) > 0.95
+    assert row["leakage"] < 0.1
+    few = Problem(problem.adata[problem.covariate < "x3"], SCHEMA, split)
+    task = Independence(metric="auc", permutations=99)
+    read = pd.DataFrame(task.judge(few, Knowing(few.adata), seed=0))
+    table = read.set_index(["block", "label"])
+    assert table.loc[("z_x", "treatment"), "p"] > 0.05
+    assert abs(table.loc[("z_x", "treatment"), "score"] - 0.5) < 0.1
+    assert table.loc[("z_t", "treatment"), "score"] > 0.7
+    assert table.loc[("z_x", "covariate"), "score"] > 0.7
+
+
+def test_clusters_and_factors(problem):
+    split = pf.splits.random(problem.adata, test=0.5, valid=0, seed=0)
+    whole = Problem(problem.adata, SCHEMA, split)
+    rows = pd.DataFrame(Clustering(labels=["covariate"]).references(whole, seed=0))
+    nmi = rows.set_index("method")["NMI"]
+    assert nmi["label only"] == pytest.approx(1)
+    assert nmi["noise"] < 0.05
+    adata = problem.adata.copy()
+    adata.obs["z"] = np.exp(adata.obsm["z_x"][:, 0])
+    known = Problem(adata, SCHEMA, split)
+    task = Factors(factors={"z": ["z"]}, log=["z"], within={"z": "covariate"})
+    found = pd.DataFrame(task.judge(known, Knowing(adata), seed=0)).set_index("block")
+    assert found.loc["z_x", "R2"] > 0.95
+    assert found.loc["z_x", "R2 within"] > 0.9
+    assert found.loc["z_t", "R2"] < 0.1
+
+
+def test_compare_by_hand():
+    rows = pd.DataFrame(
+        [
+            {"data": "d", "fold": "", "treatment": t, "covariate": "x", "seed": s, "method": m,
+             "score": v}
+            for t, s, values in (("a", 1, (1, 2, 5)), ("a", 2, (1, 4, 5)), ("b", 1, (0, 1, 2)))
+            for m, v in zip(("rule", "model", "ceiling"), values, strict=True)
+        ]
+    )  # fmt: skip
+    config = read_config("held-out-combination")
+    table = {"columns": ["score"], "against": "rule", "ceiling": "ceiling"}
+    config = type(config)(**{**vars(config), "table": table})
+    found = compare(config, rows).set_index("method").loc["model"]
+    # Condition a: (1 + 3) / 2; b: 1. Ceiling: (4 + 4) / 2 and 2.
+    assert found["difference"] == pytest.approx(1.5)
+    assert found["normalised"] == pytest.approx(0.5)
+    assert (found["low"], found["high"], found["conditions"]) == (1, 2, 2)
+    mean = summarise(config, rows)
+    # Seed 1: (2 + 1) / 2; seed 2: 4.
+    assert mean.loc[("d", "model"), "score"] == pytest.approx(2.75)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", available())
+def test_quick_run(name, tmp_path):
+    found = run(read_config(name).quick(), tmp_path, processes=0)
+    assert set(found.jobs["status"]) <= {"done", "skipped"}, list(found.failed["error"])
+    columns = [c for c in read_config(name).table["columns"] if c in found.rows]
+    assert columns
+    assert found.rows[columns].notna().any(axis=None)

@@ -231,6 +231,7 @@ def _bound_guide(
         guide = Composed(locals=guide)
     if isinstance(guide, Guide):
         guide.bind(model.blocks, design, model.likelihood, genes)
+        guide.bind_model(model)
     if isinstance(guide, Composed):
         sites = guide.missing(global_sites(model, batch), batch)
         if sites:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -109,10 +109,12 @@ def draw_sites(
     shared
         The globals of each draw, from :func:`draw_globals`.
     """
-    for values in shared:
-        trace = poutine.trace(poutine.condition(guide, data=dict(values))).get_trace(batch)
-        local = {name: site["value"] for name, site in latent_sites(trace).items()}
-        yield {**values, **local}
+    prepared = getattr(guide, "prepared", nullcontext)
+    with prepared(batch):
+        for values in shared:
+            trace = poutine.trace(poutine.condition(guide, data=dict(values))).get_trace(batch)
+            local = {name: site["value"] for name, site in latent_sites(trace).items()}
+            yield {**values, **local}
 
 
 @torch.no_grad()

@@ -5,5 +5,14 @@ from pyro_fcr.guides.base import Guide, check_coverage
 from pyro_fcr.guides.composed import Composed
 from pyro_fcr.guides.encoders import Encoders
 from pyro_fcr.guides.joint import Joint
+from pyro_fcr.guides.refined import SemiAmortised
 
-__all__ = ["Amortised", "Composed", "Encoders", "Guide", "Joint", "check_coverage"]
+__all__ = [
+    "Amortised",
+    "Composed",
+    "Encoders",
+    "Guide",
+    "Joint",
+    "SemiAmortised",
+    "check_coverage",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +14,10 @@ from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.nn import Part, in_cell_plate, latent_sites
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pyro.poutine import Trace
+    from torch import Tensor
 
     from pyro_fcr.data import Batch, Design
     from pyro_fcr.likelihoods import GeneStatistics, Likelihood
@@ -45,6 +47,20 @@ class Guide(Part):
         genes: GeneStatistics,
     ) -> None:
         """Make the networks for the latent blocks; nothing by default."""
+
+    def bind_model(self, model: Callable[[Batch], Any]) -> None:
+        """Learn of the model, for a guide that evaluates it; nothing by default."""
+
+    def tell(self, shared: Mapping[str, Tensor]) -> None:
+        """Learn of the globals' draws before the cells are sampled; nothing by default."""
+
+    @contextmanager
+    def prepared(self, batch: Batch) -> Iterator[None]:
+        """Share, among repeated calls with the batch, what is the same in all; nothing by default.
+
+        Weights must not change within the context.
+        """
+        yield
 
     @abstractmethod
     def forward(self, batch: Batch) -> Any:
@@ -115,8 +131,7 @@ def check_coverage(model: Callable[..., Any], guide: Callable[..., Any], batch: 
                 )
             )
     _check_reparametrised(guide_trace)
-    auxiliary = {n for n, s in in_guide.items() if s["infer"].get("is_auxiliary")}
-    if extra := sorted(set(in_guide) - set(in_model) - auxiliary):
+    if extra := sorted(set(in_guide) - set(in_model)):
         raise SlotError(
             sentence(
                 f"the guide samples '{extra[0]}', which the model does not have",
@@ -130,7 +145,7 @@ def check_coverage(model: Callable[..., Any], guide: Callable[..., Any], batch: 
 
 def _check_reparametrised(trace: Trace) -> None:
     trace.compute_score_parts()
-    for name, site in latent_sites(trace).items():
+    for name, site in latent_sites(trace, auxiliary=True).items():
         try:
             check_fully_reparametrized(site)
         except NotImplementedError as error:

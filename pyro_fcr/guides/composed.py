@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from pyro_fcr.guides.base import Guide
 from pyro_fcr.nn import latent_sites
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pyro_fcr.data import Batch, Design
     from pyro_fcr.likelihoods import GeneStatistics, Likelihood
@@ -71,6 +72,16 @@ class Composed(Guide):
         self.locals.bind(blocks, design, likelihood, genes)
         self.reads = self.locals.reads
 
+    def bind_model(self, model: Callable[[Batch], Any]) -> None:
+        """Tell the locals' guide of the model."""
+        self.locals.bind_model(model)
+
+    @contextmanager
+    def prepared(self, batch: Batch) -> Iterator[None]:
+        """Prepare the locals' guide."""
+        with self.locals.prepared(batch):
+            yield
+
     def missing(self, sites: Sequence[str], batch: Batch) -> list[str]:
         """Return those of the model's global sites that the locals' guide does not sample itself.
 
@@ -94,5 +105,8 @@ class Composed(Guide):
     def forward(self, batch: Batch) -> Any:
         """Sample the globals, then the cells' latents."""
         if hasattr(self, "global_guide"):
-            self.global_guide(batch)
+            with poutine.trace() as capture:
+                self.global_guide(batch)
+            sites = latent_sites(capture.trace)
+            self.locals.tell({name: site["value"] for name, site in sites.items()})
         return self.locals(batch)

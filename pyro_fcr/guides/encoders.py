@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pyro
@@ -13,7 +14,7 @@ from pyro_fcr.guides.base import Guide
 from pyro_fcr.nn import ConditionTable, ParallelMLP, check_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import pyro.distributions as dist
 
@@ -47,6 +48,7 @@ class Encoders(Guide):
         super().__init__()
         self.labels = labels if isinstance(labels, bool) else tuple(labels)
         self.width, self.depth = width, depth
+        self._ready: tuple[Batch, list[Tensor]] | None = None
 
     def bind(
         self,
@@ -90,9 +92,21 @@ class Encoders(Guide):
             shift = torch.cat([table(batch) for table in self.label_tables], dim=-1)
         return self.encoders(features, shift)
 
+    @contextmanager
+    def prepared(self, batch: Batch) -> Iterator[None]:
+        """Encode once for repeated calls."""
+        self._ready = (batch, self.encode(batch))
+        try:
+            yield
+        finally:
+            self._ready = None
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Sample every block in the cell plate; one tensor (B, d) per block."""
-        parameters = self.encode(batch)
+        if self._ready is not None and self._ready[0] is batch:
+            parameters = self._ready[1]
+        else:
+            parameters = self.encode(batch)
         with pyro.plate("cells", batch.n_cells, subsample=batch.index):
             return self.draw(parameters)
 
@@ -118,6 +132,20 @@ class Encoders(Guide):
         ----------
         parameters
             As :meth:`encode` returns them.
+        """
+
+    @abstractmethod
+    def turn(self, name: str, matrix: Tensor, variance: Tensor) -> None:
+        """Replace a block's z by ``matrix`` · z, as well as the family can.
+
+        Parameters
+        ----------
+        name
+            The block.
+        matrix
+            Shape (d, d).
+        variance
+            Shape (d,): the block's posterior variance, averaged over cells.
         """
 
     @abstractmethod

@@ -12,9 +12,23 @@ if TYPE_CHECKING:
 __all__ = ["in_cell_plate", "latent_sites", "marginal"]
 
 
-def latent_sites(trace: Trace) -> dict[str, Any]:
-    """Return the latent sample sites of a trace by name, without plates' subsampling."""
-    return {n: s for n, s in trace.iter_stochastic_nodes() if not site_is_subsample(s)}
+def latent_sites(trace: Trace, *, auxiliary: bool = False) -> dict[str, Any]:
+    """Return the latent sample sites of a trace by name, without plates' subsampling.
+
+    Parameters
+    ----------
+    trace
+        Of a model or a guide.
+    auxiliary
+        Whether to include a guide's auxiliary sites, which stand for no variable of the model:
+        an AutoGuide's draw before it is split and constrained.
+    """
+    return {
+        name: site
+        for name, site in trace.iter_stochastic_nodes()
+        if not site_is_subsample(site)
+        and (auxiliary or not (site["infer"] or {}).get("is_auxiliary"))
+    }
 
 
 def marginal(site: Any) -> Any:

@@ -1,5 +1,6 @@
 """Independence penalties and heads, each giving one term of the objective."""
 
+from pyro_fcr.penalties.adversary import Adversary, reverse_gradient
 from pyro_fcr.penalties.base import Adversarial, Penalty, permute_within
 from pyro_fcr.penalties.discriminator import PermutationDiscriminator
 from pyro_fcr.penalties.heads import CovariateHead, Head, Reading, TreatmentHead, match_controls
@@ -8,6 +9,7 @@ from pyro_fcr.penalties.total_correlation import DensityRatioTC, TotalCorrelatio
 
 __all__ = [
     "Adversarial",
+    "Adversary",
     "ConditionalHSIC",
     "CovariateHead",
     "DensityRatioTC",
@@ -19,4 +21,5 @@ __all__ = [
     "TreatmentHead",
     "match_controls",
     "permute_within",
+    "reverse_gradient",
 ]

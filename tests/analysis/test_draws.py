@@ -6,8 +6,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+from pyro.nn import PyroSample
 from tiny import fit, tiny_adata, tiny_fcr
 
+import pyro_fcr as pf
 from pyro_fcr.analysis import expression
 from pyro_fcr.analysis.draws import draw_observation, draw_sites, moments, seeded
 from pyro_fcr.analysis.expression import _quantiles
@@ -153,3 +161,22 @@ def test_cells_of_different_chunks_have_noise_of_their_own(fcr, monkeypatch):
         fcr.model, fcr.guide, one, one, redraw=["z_t"], draws=2, seed=0, device=fcr.device
     )
     assert len(np.unique(found.mean[:, 0])) == 8
+
+
+def test_posteriors_hold_the_models_sites_and_no_auxiliary_ones():
+    class Slope(pf.Prior):
+        def __init__(self):
+            super().__init__()
+            self.slope = PyroSample(dist.LogNormal(0.0, 1.0).expand([2]).to_event(1))
+
+        def forward(self, batch):
+            return dist.Normal(self.slope * batch.dose[:, None], 1.0).to_event(1)
+
+    adata = tiny_adata(per_condition=6)
+    for kind in (AutoNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal, AutoDelta):
+        guide = pf.guides.Composed(pf.guides.Amortised(width=8), globals=kind)
+        fcr = tiny_fcr(adata, priors={"z_t": Slope()}, guide=guide)
+        fit(fcr, max_epochs=1)
+        drawn = fcr.posterior(adata[:3], draws=2).posterior
+        assert set(drawn.data_vars) == {"z_x", "z_t", "z_tx", "priors.z_t.slope"}
+        assert float(drawn["priors.z_t.slope"].min()) > 0

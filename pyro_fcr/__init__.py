@@ -12,7 +12,7 @@ from pyro_fcr.likelihoods import Likelihood
 from pyro_fcr.nn import Block
 from pyro_fcr.penalties import Penalty
 from pyro_fcr.priors import Prior
-from pyro_fcr.systems import CPA, FCR, IVAE, VAE, BetaVAE, ConditionalVAE, InVAE
+from pyro_fcr.systems import CPA, FCR, IVAE, VAE, BetaVAE, ConditionalVAE, FactorVAE, InVAE
 
 __all__ = [
     "CPA",
@@ -24,6 +24,7 @@ __all__ = [
     "ConditionalVAE",
     "Decoder",
     "Design",
+    "FactorVAE",
     "Guide",
     "InVAE",
     "Likelihood",

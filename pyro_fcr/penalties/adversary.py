@@ -93,6 +93,11 @@ class Adversary(Penalty):
         size += self._given.n_groups
         self.classifier = MLP(size, self._label.n_groups, hidden=(self.width,) * self.depth)
 
+    @staticmethod
+    def can_read(label: str | Sequence[str], design: Design) -> bool:
+        """Return whether a design has groups of a label to tell apart."""
+        return find_label(label, design, where="Adversary").n_groups > 1
+
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the classifier's mean cross-entropy over cells whose label is known, in nats."""
         read = torch.cat([reverse_gradient(z[self.block]), self._given.one_hot(batch)], dim=-1)

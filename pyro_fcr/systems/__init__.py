@@ -1,7 +1,7 @@
 """The systems, one file each, and the baselines."""
 
-from pyro_fcr.systems.baselines import CPA, IVAE, VAE, BetaVAE, ConditionalVAE
+from pyro_fcr.systems.baselines import CPA, IVAE, VAE, BetaVAE, ConditionalVAE, FactorVAE
 from pyro_fcr.systems.fcr import FCR
 from pyro_fcr.systems.invae import InVAE
 
-__all__ = ["CPA", "FCR", "IVAE", "VAE", "BetaVAE", "ConditionalVAE", "InVAE"]
+__all__ = ["CPA", "FCR", "IVAE", "VAE", "BetaVAE", "ConditionalVAE", "FactorVAE", "InVAE"]

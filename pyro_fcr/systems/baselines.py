@@ -9,7 +9,9 @@ from pyro_fcr.decoders import AdditiveDecoder, NetworkDecoder
 from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.estimator import Estimator
 from pyro_fcr.guides import Amortised
+from pyro_fcr.infer import Weighted
 from pyro_fcr.nn import Block, check_labels
+from pyro_fcr.penalties import Adversary, DensityRatioTC
 from pyro_fcr.priors import Gaussian, Standard
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from pyro_fcr.data import Design
 
-__all__ = ["CPA", "IVAE", "VAE", "BetaVAE", "ConditionalVAE"]
+__all__ = ["CPA", "IVAE", "VAE", "BetaVAE", "ConditionalVAE", "FactorVAE"]
 
 SIZE = 16
 """Latent dimensions of a baseline, as many as FCR's blocks have together."""
@@ -49,6 +51,23 @@ class BetaVAE(Estimator):
         """Return one block with a standard normal prior and a weighted divergence."""
         block = Block("z", sizes.get("z", SIZE))
         return Declaration((block,), {"z": Standard()}, betas={"z": beta})
+
+
+class FactorVAE(Estimator):
+    """A VAE whose components are to be independent of one another (Kim & Mnih, ICML 2018).
+
+    The total correlation of the aggregate posterior, by a critic of shuffled draws, stands in
+    the objective as ``total_correlation`` with weight 10; ``penalties=`` sets another.
+
+    Parameters, raises: see :class:`VAE`, whose block it has; it needs two dimensions or more.
+    """
+
+    @classmethod
+    def declare(cls, design: Design, sizes: Mapping[str, int]) -> Declaration:
+        """Return one block with a standard normal prior and the penalty."""
+        block = Block("z", sizes.get("z", SIZE))
+        terms = {"total_correlation": Weighted(DensityRatioTC(between="components"), 10.0)}
+        return Declaration((block,), {"z": Standard()}, terms)
 
 
 class IVAE(Estimator):
@@ -107,7 +126,8 @@ class CPA(Estimator):
     """z_basal ~ N(0, I), to which treatments and covariates are added (Lotfollahi et al. 2023).
 
     The compositional perturbation autoencoder, as a VAE: doses scale an effect, the parts of a
-    combination add, a control has none. An intervention keeps z_basal.
+    combination add, a control has none. An intervention keeps z_basal, which therefore must not
+    tell the labels: an adversary for each, ``z_basal_vs_LABEL``, works against that.
 
     Parameters, raises: see :class:`~pyro_fcr.estimator.Estimator`. Block: ``z_basal`` (16).
     Option: ``parents``, by default the treatment and the covariates that the schema names.
@@ -124,7 +144,13 @@ class CPA(Estimator):
         """Return one block and a decoder that adds the labels' effects to it."""
         labels = _labels(design, parents, cls)
         block = Block("z_basal", sizes.get("z_basal", SIZE))
-        return Declaration((block,), {"z_basal": Standard()}, decoder=AdditiveDecoder(labels))
+        terms = {
+            f"z_basal_vs_{label}": Weighted(Adversary("z_basal", label), 1.0)
+            for label in labels
+            if Adversary.can_read(label, design)
+        }
+        decoder = AdditiveDecoder(labels)
+        return Declaration((block,), {"z_basal": Standard()}, terms, decoder=decoder)
 
 
 def _labels(

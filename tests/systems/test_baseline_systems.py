@@ -8,8 +8,8 @@ from tiny import fit, tiny_adata, tiny_schema
 import pyro_fcr as pf
 from pyro_fcr.errors import DesignError, SlotError
 
-SYSTEMS = (pf.VAE, pf.BetaVAE, pf.IVAE, pf.ConditionalVAE, pf.CPA)
-BLIND = (pf.VAE, pf.BetaVAE)
+SYSTEMS = (pf.VAE, pf.BetaVAE, pf.FactorVAE, pf.IVAE, pf.ConditionalVAE, pf.CPA)
+BLIND = (pf.VAE, pf.BetaVAE, pf.FactorVAE)
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ from pyro_fcr.analysis.report import write_report
 from pyro_fcr.benchmark import available, freeze, read_config
 from pyro_fcr.benchmark import run as run_benchmark
 from pyro_fcr.benchmark import write as write_tables
+from pyro_fcr.data import open_data
 from pyro_fcr.datasets.bundled import SHA256
 from pyro_fcr.errors import DesignError, DesignWarning, FCRError, LoadError, sentence
 
@@ -235,6 +236,14 @@ def main() -> None:
     metavar="N",
     help="Keep the N genes that vary most among the training cells.",
 )
+@click.option(
+    "--stream", is_flag=True, help="Leave the counts on disk; a Zarr store stays there anyway."
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep the run's state in the folder, and go on from it if it is there.",
+)
 @_seed
 @_device
 @_progress
@@ -246,6 +255,9 @@ def fit(data: Path, out: Path, **options: Any) -> None:
       pyro-fcr fit data.h5ad --treatment treatment --control control \
           --covariate cell_line --hold-out cell_line=A172 --hold-out treatment=SGK1 \
           --out runs/a
+
+    With several processes, which share each step and leave the writing to the first:
+      torchrun --nproc-per-node 2 -m pyro_fcr fit data.h5ad --resume ... --out runs/a
 
     Writes to the folder --out, over an earlier run's files:
       model.json, weights.safetensors   the model, read back by pyro_fcr.load
@@ -260,20 +272,24 @@ def fit(data: Path, out: Path, **options: Any) -> None:
         **{k: options[k] for k in ("treatment", "control", "counts", "dose", "batch")},
         size_factor=options["size_factor"],
     )
-    adata = _read(data)
+    adata: Any = open_data(data) if options["stream"] or data.is_dir() else _read(data)
     split = _split(adata, options, [schema.treatment, *schema.covariates])
     if options["top_genes"] is not None:
         adata = pf.top_genes(adata, options["top_genes"], split=split, layer=schema.counts)
     sizes = {k: options[k] for k in ("z_x", "z_t", "z_tx") if options[k] is not None}
     model = pf.FCR(adata, schema, sizes=sizes, likelihood=options["likelihood"])
+    first = os.environ.get("RANK", "0") == "0"
     model.fit(
         split=split,
         progress=not options["quiet"],
+        checkpoint=out / "checkpoint.safetensors" if options["resume"] else None,
+        resume=options["resume"],
         **{k: options[k] for k in ("max_epochs", "batch_size", "seed", "early_stopping")},
         device=_known_device(options["device"]),
     )
-    _save_run(out, model, adata, split, data=data, seconds=time.perf_counter() - start)
-    click.echo(out)
+    if first:
+        _save_run(out, model, adata, split, data=data, seconds=time.perf_counter() - start)
+        click.echo(out)
 
 
 @main.command()
@@ -769,7 +785,7 @@ def _save_run(
         "versions": _versions(),
         "data": {
             "path": "pyro_fcr.datasets.kang()" if data is None else str(data.resolve()),
-            "sha256": _data_hash(data),
+            "sha256": _data_hash(data) if data is None or data.is_file() else None,
             "cells": adata.n_obs,
             "genes": adata.n_vars,
         },

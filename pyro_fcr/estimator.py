@@ -22,7 +22,7 @@ from pyro_fcr.assembly import Declaration, Recipe, assemble
 from pyro_fcr.data import Cells, Design, Schema, Split, checks, open_data, open_source
 from pyro_fcr.errors import DesignError, FCRError, FitError, LoadError, sentence
 from pyro_fcr.fitted import CHUNK, Fitted
-from pyro_fcr.infer import Plan, Settled, Trainer, align, resolve_device
+from pyro_fcr.infer import Plan, Settled, Trainer, align, processes, resolve_device
 from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, resolve
 from pyro_fcr.nn import ConditionMap, read_tensors, write_tensors
 
@@ -251,7 +251,7 @@ class Estimator(Fitted):
         max_epochs
             Passes over the training cells; by default as many as :func:`default_steps` asks for.
         batch_size
-            Cells per step.
+            Cells per step, shared among the processes where ``torchrun`` started several.
         learning_rate
             Peak of the one-cycle learning rate.
         kl_warmup, penalty_warmup
@@ -321,60 +321,69 @@ class Estimator(Fitted):
                     hint="pass split=pf.splits.random(adata)",
                 )
             )
-        epoch = math.ceil(len(train) / batch_size)
-        steps = default_steps(len(train)) if max_epochs is None else max_epochs * epoch
-        epochs = max(1, math.ceil(steps / epoch))
-        decay = default_weight_decay(len(train)) if weight_decay is None else weight_decay
-        plan = Plan(
-            steps,
-            learning_rate=learning_rate,
-            kl_warmup=kl_warmup,
-            penalty_warmup=penalty_warmup,
-            align=align_at,
-            weight_decay=decay,
-        )
-        names = train.names.tolist()
-        before = copy.deepcopy(self._objective.state_dict())
-        self._objective.load_state_dict(self._fresh(train, seed=seed)[2].state_dict())
-        conditions, tables = self._conditions(train), self._tables()
-        for table in tables:
-            table.zero_unseen(conditions)
-        trainer = Trainer(
-            self._objective,
-            plan,
-            seed=seed,
-            device=resolve_device(device),
-            checkpoint=None if checkpoint is None else Path(checkpoint),
-            checkpoint_every=max(1, epochs // 10),
-            names=names,
-            run={
-                "batch_size": batch_size,
-                "cells": hashlib.sha256("\n".join(names).encode()).hexdigest(),
-                "terms": self._objective.weights,
-            },
-        )
-        try:
-            trainer.fit(
-                open_source(train, batch_size=batch_size, seed=seed),
-                valid=None if valid is None else open_source(valid, batch_size=512, shuffle=False),
-                validate_every=max(1, epochs // 50) if validate_every is None else validate_every,
-                settle=Settled() if early_stopping else None,
-                monitor=(lambda: self._leakage(valid)) if monitor_leakage and valid else None,
-                milestones={round(plan.align * steps): lambda: self._align(train)},
-                resume=resume,
-                progress=progress,
+        place = resolve_device(device)
+        with processes(place) as ranks:
+            share = math.ceil(batch_size / ranks.world)
+            source = open_source(train, batch_size=share, seed=seed)
+            epoch = source.n_batches(world=ranks.world)
+            steps = default_steps(len(train)) if max_epochs is None else max_epochs * epoch
+            epochs = max(1, math.ceil(steps / epoch))
+            decay = default_weight_decay(len(train)) if weight_decay is None else weight_decay
+            plan = Plan(
+                steps,
+                learning_rate=learning_rate,
+                kl_warmup=kl_warmup,
+                penalty_warmup=penalty_warmup,
+                align=align_at,
+                weight_decay=decay,
             )
+            names = train.names.tolist()
+            before = copy.deepcopy(self._objective.state_dict())
+            self._objective.load_state_dict(self._fresh(train, seed=seed)[2].state_dict())
+            conditions, tables = self._conditions(train), self._tables()
             for table in tables:
-                table.complete(conditions.to(self.device))
-        finally:
-            self._objective.eval()
-            if trainer.rows:
-                self._history, self._split = trainer.history, split
-                told = {"seed": seed, "batch_size": batch_size, "steps": steps}
-                self.settings = {**told, **_told(plan)}
-            else:
-                # Nothing was trained: what was there before is still there.
-                self._objective.load_state_dict(before)
+                table.zero_unseen(conditions)
+            trainer = Trainer(
+                self._objective,
+                plan,
+                seed=seed,
+                device=place,
+                ranks=ranks,
+                checkpoint=None if checkpoint is None else Path(checkpoint),
+                checkpoint_every=max(1, epochs // 10),
+                names=names,
+                run={
+                    "batch_size": batch_size,
+                    "cells": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+                    "terms": self._objective.weights,
+                },
+            )
+            try:
+                trainer.fit(
+                    source,
+                    valid=None
+                    if valid is None
+                    else open_source(valid, batch_size=512, shuffle=False),
+                    validate_every=max(1, epochs // 50)
+                    if validate_every is None
+                    else validate_every,
+                    settle=Settled() if early_stopping else None,
+                    monitor=(lambda: self._leakage(valid)) if monitor_leakage and valid else None,
+                    milestones={round(plan.align * steps): lambda: self._align(train)},
+                    resume=resume,
+                    progress=progress,
+                )
+                for table in tables:
+                    table.complete(conditions.to(self.device))
+            finally:
+                self._objective.eval()
+                if trainer.rows:
+                    self._history, self._split = trainer.history, split
+                    told = {"seed": seed, "batch_size": batch_size, "steps": steps}
+                    self.settings = {**told, **_told(plan)}
+                else:
+                    # Nothing was trained: what was there before is still there.
+                    self._objective.load_state_dict(before)
         return self.history
 
     def _conditions(self, cells: Cells) -> Batch:

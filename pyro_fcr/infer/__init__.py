@@ -1,5 +1,6 @@
 """Training: the objective, schedules, the loop, checkpoints."""
 
+from pyro_fcr.infer.distributed import Ranks, processes
 from pyro_fcr.infer.gauge import align
 from pyro_fcr.infer.objective import Objective, SiteELBO, Terms, Weighted
 from pyro_fcr.infer.schedule import Plan, Settled
@@ -9,10 +10,12 @@ __all__ = [
     "Objective",
     "Plan",
     "Settled",
+    "Ranks",
     "SiteELBO",
     "Terms",
     "Trainer",
     "Weighted",
     "align",
+    "processes",
     "resolve_device",
 ]

@@ -21,16 +21,21 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(trainer: Trainer, path: Path) -> None:
-    """Write everything a run needs to go on as if it had not been interrupted."""
+    """Write everything a run needs to go on as if it had not been interrupted.
+
+    All of a run's processes call it; the first one writes.
+    """
+    states = trainer.ranks.gather(_random_state(trainer.device))
+    if not trainer.ranks.first:
+        return
     tensors = {f"objective.{k}": v for k, v in trainer.objective.state_dict().items()}
     for name, optimiser in _optimisers(trainer).items():
         for index, state in optimiser.state_dict()["state"].items():
             tensors |= {f"{name}.{index}.{k}": v for k, v in state.items()}
     best = trainer.best
     tensors |= {f"best.{k}": v for k, v in best.weights.items()}
-    tensors["rng"] = torch.get_rng_state()
-    if trainer.device.type == "cuda":
-        tensors["rng_cuda"] = torch.cuda.get_rng_state(trainer.device)
+    for rank, state in enumerate(states):
+        tensors |= {f"{name}.{rank}": value for name, value in state.items()}
     meta = {"epoch": trainer.epoch, "step": trainer.step_count, "history": trainer.rows,
             "best_loss": best.loss, "refused": best.refused, "run": _run(trainer)}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,9 +81,10 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
                 _, index, field = key.split(".")
                 state.setdefault(int(index), {})[field] = value
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    torch.set_rng_state(tensors["rng"])
-    if "rng_cuda" in tensors and trainer.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["rng_cuda"], trainer.device)
+    rank = trainer.ranks.rank
+    torch.set_rng_state(tensors[f"rng.{rank}"])
+    if f"rng_cuda.{rank}" in tensors and trainer.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors[f"rng_cuda.{rank}"], trainer.device)
     trainer.epoch, trainer.step_count = meta["epoch"], meta["step"]
     trainer.rows = meta["history"]
     best = trainer.best
@@ -88,7 +94,15 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
 
 
 def _run(trainer: Trainer) -> dict[str, Any]:
-    return {**asdict(trainer.plan), "seed": trainer.seed, **trainer.run}
+    told = {"seed": trainer.seed, "processes": trainer.ranks.world}
+    return {**asdict(trainer.plan), **told, **trainer.run}
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"rng": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["rng_cuda"] = torch.cuda.get_rng_state(device)
+    return state
 
 
 def _optimisers(trainer: Trainer) -> dict[str, torch.optim.Optimizer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pyro_fcr.infer.schedule import Plan, Settled
 
 from pyro_fcr.infer.checkpoint import load_checkpoint, save_checkpoint
+from pyro_fcr.infer.distributed import Ranks
 
 __all__ = ["Trainer", "resolve_device"]
 
@@ -30,11 +32,16 @@ CRITIC_LEARNING_RATE = 1e-3
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """Return a device from its name; ``"auto"`` takes CUDA, then MPS, then the CPU."""
+    """Return a device from its name; ``"auto"`` takes CUDA, then MPS, then the CPU.
+
+    Of several processes on a machine each takes the CUDA device of its own number.
+    """
+    if str(device) == "auto" and torch.cuda.is_available():
+        device = "cuda"
+    if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if str(device) != "auto":
         return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -59,6 +66,8 @@ class Trainer:
         The training cells' names, to tell them in an error; by default their positions.
     run
         JSON-able, beside plan and seed: what a checkpoint must agree with to be resumed.
+    ranks
+        The processes that train together.
     """
 
     def __init__(
@@ -72,13 +81,16 @@ class Trainer:
         checkpoint_every: int = 10,
         names: Sequence[str] | None = None,
         run: Mapping[str, Any] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.objective, self.plan, self.seed = objective, plan, seed
         self.device = device or torch.device("cpu")
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
         self.names = names
         self.run = dict(run or {})
+        self.ranks = ranks or Ranks()
         objective.to(self.device)
+        self.ranks.copy_first(objective)
         weights = objective.shrunk_parameters()
         decayed = {id(p) for p in weights}
         others = [p for p in objective.encoder_parameters() if id(p) not in decayed]
@@ -153,7 +165,7 @@ class Trainer:
             validate_distributions_pyro=False, validate_distributions_torch=False,
             validate_poutine=False, validate_infer=False,
         ):  # fmt: skip
-            torch.manual_seed(self.seed)
+            torch.manual_seed(self.ranks.seed(self.seed))
             self.milestones = milestones or {}
             self.best = BestWeights()
             if resume and self.checkpoint is not None and self.checkpoint.exists():
@@ -161,7 +173,8 @@ class Trainer:
             if settle is not None:
                 for held_out in filter(None, map(_held_out, self.rows)):
                     settle.update(_watched(held_out))
-            bar = tqdm(total=self.plan.steps, initial=self.step_count, disable=not progress,
+            bar = tqdm(total=self.plan.steps, initial=self.step_count,
+                       disable=not (progress and self.ranks.first),
                        desc="fit", unit="step", mininterval=0.5)  # fmt: skip
             with bar:
                 self._epochs(source, valid, validate_every, settle, monitor, bar)
@@ -188,11 +201,7 @@ class Trainer:
             row = self._epoch(source, bar)
             last = self.step_count >= self.plan.steps
             if valid is not None and (last or self.epoch % validate_every == 0):
-                held_out = self.evaluate(valid)
-                if monitor:
-                    self.objective.eval()
-                    held_out |= monitor()
-                    self.objective.train()
+                held_out = self._judge(valid, monitor)
                 row |= {f"valid.{name}": value for name, value in held_out.items()}
                 # What is still to come at a milestone must not be stopped short of, nor undone.
                 ahead = any(self.step_count < m <= self.plan.steps for m in self.milestones)
@@ -204,11 +213,25 @@ class Trainer:
                 save_checkpoint(self, self.checkpoint)
         best.restore(self.objective)
 
+    def _judge(
+        self, valid: BatchSource, monitor: Callable[[], dict[str, float]] | None
+    ) -> dict[str, float]:
+        # The first process's numbers are everyone's, so that all stop at the same time.
+        held_out: dict[str, float] = {}
+        if self.ranks.first:
+            held_out = self.evaluate(valid)
+            if monitor:
+                self.objective.eval()
+                held_out |= monitor()
+                self.objective.train()
+        return self.ranks.agree(held_out)
+
     def _epoch(self, source: BatchSource, bar: tqdm) -> dict[str, float]:
         start, n_steps = time.perf_counter(), 0
         totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         self.objective.train()
-        for batch in source.batches(epoch=self.epoch, rank=0, world=1):
+        ranks = self.ranks
+        for batch in source.batches(epoch=self.epoch, rank=ranks.rank, world=ranks.world):
             if self.step_count >= self.plan.steps:
                 break
             for name, value in self.step(batch.to(self.device)).items():
@@ -217,9 +240,12 @@ class Trainer:
             bar.update()
             if reached := self.milestones.get(self.step_count):
                 self.objective.eval()
-                reached()
+                if ranks.first:
+                    reached()
+                ranks.copy_first(self.objective)
                 self.objective.train()
         self.epoch += 1
+        ranks.average(list(totals.values()))
         return {
             "epoch": self.epoch,
             "step": self.step_count,
@@ -241,13 +267,16 @@ class Trainer:
         )
         self.optimiser.zero_grad(set_to_none=True)
         terms.loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.objective.encoder_parameters(), self.plan.clip)
+        loss = terms.loss.detach()
+        trained = self.objective.encoder_parameters()
+        self.ranks.average([loss, *(p.grad for p in trained if p.grad is not None)])
+        norm = nn.utils.clip_grad_norm_(trained, self.plan.clip)
         # A loss that is not finite can have a finite gradient, where its bad term is constant.
-        if not torch.isfinite(norm + terms.loss.detach()):
+        if not torch.isfinite(norm + loss):
             raise self._explain(batch, terms)
         self.optimiser.step()
         self.step_count += 1
-        record = {"loss": terms.loss.detach(), **terms.sites, "gradient_norm": norm}
+        record = {"loss": loss, **terms.sites, "gradient_norm": norm}
         return record | self._train_critics(terms.read, batch)
 
     def _train_critics(
@@ -263,6 +292,8 @@ class Trainer:
             accuracies[f"accuracy.{name}"] = accuracy.detach()
         self.critic_optimiser.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()
+        grads = [p.grad for p in self.objective.critic_parameters() if p.grad is not None]
+        self.ranks.average(grads)
         self.critic_optimiser.step()
         return accuracies
 

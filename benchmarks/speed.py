@@ -224,8 +224,10 @@ def growth(given: argparse.Namespace) -> pd.DataFrame:
         start = time.process_time()
         model.fit(max_epochs=1, progress=False, device="cpu", align_at=2)
         seconds = time.process_time() - start
-        rows.append({"changes": "cells, one epoch of 500 genes", "to": cells,
-                     "cpu_ms": round(seconds * 1e3), "cells per CPU s": round(cells / seconds)})  # fmt: skip
+        rows.append({
+            "changes": "cells, one epoch of 500 genes", "to": cells,
+            "cpu_ms": round(seconds * 1e3), "cells per CPU s": round(cells / seconds),
+        })  # fmt: skip
     return pd.DataFrame(rows)
 
 

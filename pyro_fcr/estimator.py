@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import math
 from abc import abstractmethod
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -22,12 +23,12 @@ from pyro_fcr.assembly import Declaration, Recipe, assemble
 from pyro_fcr.data import Cells, Design, Schema, Split, checks, open_data, open_source
 from pyro_fcr.errors import DesignError, FCRError, FitError, LoadError, sentence
 from pyro_fcr.fitted import CHUNK, Fitted
-from pyro_fcr.infer import Plan, Settled, Trainer, align, processes, resolve_device
+from pyro_fcr.infer import Plan, Settled, Trainer, gauge, processes, resolve_device
 from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, resolve
 from pyro_fcr.nn import ConditionMap, read_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from anndata import AnnData
     from torch import nn
@@ -369,12 +370,13 @@ class Estimator(Fitted):
                     else validate_every,
                     settle=Settled() if early_stopping else None,
                     monitor=(lambda: self._leakage(valid)) if monitor_leakage and valid else None,
-                    milestones={round(plan.align * steps): lambda: self._align(train)},
+                    milestones=self._milestones(train, plan),
                     resume=resume,
                     progress=progress,
                 )
                 for table in tables:
                     table.complete(conditions.to(self.device))
+                self._settle(train)
             finally:
                 self._objective.eval()
                 if trainer.rows:
@@ -400,25 +402,63 @@ class Estimator(Fitted):
     def _condition(self, cells: Cells) -> np.ndarray:
         return cells.treatment_id * self.design.n_covariate_levels + cells.covariate_id
 
-    def _align(self, cells: Cells) -> None:
+    def _milestones(self, cells: Cells, plan: Plan) -> dict[int, Callable[[], None]]:
+        """Return what is to be done at which step: axes fixed, globals' posteriors settled."""
+        priors = {block.name: self.model.priors[block.name] for block in self.declaration.blocks}
+        turning = [name for name, prior in priors.items() if hasattr(prior, "axes")]
+        diagonal = [name for name in self.declaration.aligned if name not in turning]
+        settling = any(hasattr(prior, "settle") for prior in priors.values())
+        found: dict[int, list[Callable[[], None]]] = {}
+
+        def at(fraction: float, act: Callable[[], None]) -> None:
+            found.setdefault(round(fraction * plan.steps), []).append(act)
+
+        if diagonal:
+            at(plan.align, lambda: self._align(cells, diagonal))
+        if turning:
+            for share in gauge.TURNS:
+                at(share * plan.align, lambda: self._align(cells, turning))
+        if settling:
+            for share in gauge.SETTLED:
+                at(share, lambda: self._settle(cells))
+
+        def reached(step: int) -> None:
+            for act in found[step]:
+                act()
+
+        return {step: partial(reached, step) for step in found}
+
+    def _align(self, cells: Cells, blocks: Collection[str]) -> None:
         found = self._moments(cells)
-        condition = self._condition(cells)
+        condition = torch.from_numpy(self._condition(cells))
         start = 0
         for block in self.declaration.blocks:
             columns = slice(start, start := start + block.size)
-            if block.name not in self.declaration.aligned:
+            if block.name not in blocks:
                 continue
             mean, sd = (torch.from_numpy(values) for values in found[block.name])
-            align(
+            gauge.align(
                 block.name,
                 prior=self.model.priors[block.name],
                 encoder=getattr(self.guide, "locals", self.guide),
                 decoder=self.model.decoder,
                 columns=columns,
                 moments=(mean, sd.square()),
-                condition=torch.from_numpy(condition),
+                condition=condition,
                 batch=cells.batch,
                 device=self.device,
+            )
+
+    def _settle(self, cells: Cells) -> None:
+        settling = {name: p for name, p in self.model.priors.items() if hasattr(p, "settle")}
+        if not settling:
+            return
+        found = self._moments(cells)
+        condition = torch.from_numpy(self._condition(cells))
+        for name, prior in settling.items():
+            mean, sd = (torch.from_numpy(values) for values in found[name])
+            gauge.settle(
+                prior, moments=(mean, sd.square()), condition=condition, batch=cells.batch
             )
 
     # ---- saving ----------------------------------------------------------------------------

@@ -97,3 +97,12 @@ def penalties_off() -> dict[str, float]:
     """The system's own independence penalties, switched off."""
     terms = pf.FCR.declare(tiny_cells().design, SIZES).terms
     return {name: 0 for name, term in terms.items() if term.weight}
+
+
+def treated(names, *, per_treatment: int, n_genes: int = 6, seed: int = 0) -> ad.AnnData:
+    """Poisson counts of so many cells of each named treatment."""
+    rng = np.random.default_rng(seed)
+    obs = pd.DataFrame({"drug": np.repeat(list(names), per_treatment)})
+    obs.index = obs.index.map("cell{}".format)
+    counts = rng.poisson(5.0, (len(obs), n_genes)).astype("float32")
+    return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)]))

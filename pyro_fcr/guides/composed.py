@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide, AutoGuideList, AutoNormal
+from torch import nn
 
 from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.guides.amortised import Amortised
 from pyro_fcr.guides.base import Guide
-from pyro_fcr.nn import latent_sites
+from pyro_fcr.nn import Part, latent_sites
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,7 @@ class Composed(Guide):
             )
         self.locals: Guide = Amortised() if locals is None else locals
         self.globals: Any = globals
+        self._parts: tuple[Part, ...] = ()
 
     def bind(
         self,
@@ -73,8 +75,11 @@ class Composed(Guide):
         self.reads = self.locals.reads
 
     def bind_model(self, model: Callable[[Batch], Any]) -> None:
-        """Tell the locals' guide of the model."""
+        """Tell the locals' guide of the model; remember the parts that guide their own globals."""
         self.locals.bind_model(model)
+        # In a tuple, so that they stay the model's children: a second parent would rename sites.
+        parts = model.modules() if isinstance(model, nn.Module) else ()
+        self._parts = tuple(part for part in parts if isinstance(part, Part))
 
     @contextmanager
     def prepared(self, batch: Batch) -> Iterator[None]:
@@ -83,7 +88,7 @@ class Composed(Guide):
             yield
 
     def missing(self, sites: Sequence[str], batch: Batch) -> list[str]:
-        """Return those of the model's global sites that the locals' guide does not sample itself.
+        """Return those of the model's global sites that nothing here samples yet.
 
         Parameters
         ----------
@@ -95,7 +100,7 @@ class Composed(Guide):
         if not sites:
             return []
         with torch.no_grad(), torch.random.fork_rng():
-            own = latent_sites(poutine.trace(self.locals).get_trace(batch))
+            own = latent_sites(poutine.trace(self).get_trace(batch))
         return [name for name in sites if name not in own]
 
     def bind_globals(self, model: Callable[..., Any], sites: Sequence[str]) -> None:
@@ -104,9 +109,11 @@ class Composed(Guide):
 
     def forward(self, batch: Batch) -> Any:
         """Sample the globals, then the cells' latents."""
-        if hasattr(self, "global_guide"):
-            with poutine.trace() as capture:
+        with poutine.trace() as capture:
+            for part in self._parts:
+                part.guide_globals()
+            if hasattr(self, "global_guide"):
                 self.global_guide(batch)
-            sites = latent_sites(capture.trace)
+        if sites := latent_sites(capture.trace):
             self.locals.tell({name: site["value"] for name, site in sites.items()})
         return self.locals(batch)

@@ -1,7 +1,7 @@
 """Training: the objective, schedules, the loop, checkpoints."""
 
+from pyro_fcr.infer import gauge
 from pyro_fcr.infer.distributed import Ranks, processes
-from pyro_fcr.infer.gauge import align
 from pyro_fcr.infer.objective import Objective, SiteELBO, Terms, Weighted
 from pyro_fcr.infer.schedule import Plan, Settled
 from pyro_fcr.infer.trainer import Trainer, resolve_device
@@ -15,7 +15,7 @@ __all__ = [
     "Terms",
     "Trainer",
     "Weighted",
-    "align",
+    "gauge",
     "processes",
     "resolve_device",
 ]

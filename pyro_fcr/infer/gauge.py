@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
     from pyro_fcr.data import Batch
 
-__all__ = ["align", "condition_moments", "joint_diagonaliser"]
+__all__ = ["SETTLED", "TURNS", "align", "condition_moments", "joint_diagonaliser", "settle"]
+
+TURNS = (0.2, 0.6)
+"""When a block is turned onto its prior's own axes, as shares of the time of alignment: once the
+conditions have parted, and again when the network has settled on the first axes."""
+
+SETTLED = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""When the globals' posteriors are settled, as fractions of the steps; also after the last."""
 
 log = logging.getLogger(__name__)
 
@@ -124,14 +131,16 @@ def align(
     batch: Callable[[Tensor], Batch],
     device: torch.device,
 ) -> bool:
-    """Turn a block onto its jointly diagonal axes, in encoder, decoder and prior alike.
+    """Turn a block onto the axes its prior can tell apart, in encoder, decoder and prior alike.
 
     Parameters
     ----------
     name
         The block.
     prior
-        Its prior; needs ``refit(batch, loc, scale)``.
+        Its prior; needs ``refit(batch, loc, scale)`` or ``settle(batch, size, loc, variance)``.
+        Its own ``axes(batch, size, loc, covariance)`` finds the matrix to turn by; without it
+        the jointly diagonal axes are taken.
     encoder
         The guide of the blocks; needs ``turn(name, matrix, variance)``.
     decoder
@@ -152,21 +161,53 @@ def align(
     bool
         Whether it was done: parts without these methods keep the gauge they found.
     """
-    if not (hasattr(prior, "refit") and hasattr(encoder, "turn") and hasattr(decoder, "turn")):
+    adapts = hasattr(prior, "refit") or hasattr(prior, "settle")
+    if not (adapts and hasattr(encoder, "turn") and hasattr(decoder, "turn")):
         log.info("%s: its prior, guide or decoder cannot be turned; the gauge is left", name)
         return False
     codes, size, centre, covariance = condition_moments(*moments, condition)
     if len(codes) < 2:
         log.info("%s: fewer than two conditions have enough cells; the gauge is left", name)
         return False
-    matrix = joint_diagonaliser(covariance, size)
+    first = torch.stack([(condition == code).nonzero()[0, 0] for code in codes])
+    if hasattr(prior, "axes"):
+        matrix = prior.axes(batch(first), size, centre, covariance)
+    else:
+        matrix = joint_diagonaliser(covariance, size)
     inverse = torch.linalg.inv(matrix)
     if not (torch.isfinite(matrix).all() and torch.isfinite(inverse).all()):
-        log.info("%s: no finite joint diagonaliser; the gauge is left", name)
+        log.info("%s: no finite axes; the gauge is left", name)
         return False
     encoder.turn(name, matrix.float().to(device), moments[1].mean(0).float().to(device))
     decoder.turn(columns, inverse.float().to(device))
-    first = torch.stack([(condition == code).nonzero()[0, 0] for code in codes])
-    variance = torch.diagonal(matrix @ covariance @ matrix.T, dim1=1, dim2=2)
-    prior.refit(batch(first).to(device), centre @ matrix.T, variance.sqrt())
+    if hasattr(prior, "settle"):
+        turned = moments[0].double() @ matrix.T, moments[1].double() @ matrix.square().T
+        settle(prior, moments=turned, condition=condition, batch=batch)
+    else:
+        variance = torch.diagonal(matrix @ covariance @ matrix.T, dim1=1, dim2=2)
+        prior.refit(batch(first).to(device), centre @ matrix.T, variance.sqrt())
     return True
+
+
+def settle(
+    prior: Any,
+    *,
+    moments: tuple[Tensor, Tensor],
+    condition: Tensor,
+    batch: Callable[[Tensor], Batch],
+) -> None:
+    """Set the posterior of a prior's globals to its optimum given the cells' posteriors.
+
+    Parameters
+    ----------
+    prior
+        Needs ``settle(batch, size, loc, variance)``.
+    moments, condition, batch
+        As for :func:`align`.
+    """
+    mean, variance = (values.double() for values in moments)
+    codes, index, counts = condition.unique(return_inverse=True, return_counts=True)
+    size = counts.double()
+    centre = mean.new_zeros(len(codes), mean.shape[1]).index_add_(0, index, mean) / size[:, None]
+    first = torch.stack([(condition == code).nonzero()[0, 0] for code in codes])
+    prior.settle(batch(first), size, centre, variance.mean(0))

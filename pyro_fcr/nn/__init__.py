@@ -12,6 +12,7 @@ from pyro_fcr.nn.maps import (
 )
 from pyro_fcr.nn.module import LocalModule, Part, touch_globals
 from pyro_fcr.nn.networks import MLP, ParallelMLP
+from pyro_fcr.nn.rotation import sparse_rotation
 from pyro_fcr.nn.tensors import read_tensors, write_tensors
 from pyro_fcr.nn.traces import in_cell_plate, latent_sites, marginal
 
@@ -36,6 +37,7 @@ __all__ = [
     "latent_sites",
     "marginal",
     "read_tensors",
+    "sparse_rotation",
     "touch_globals",
     "write_tensors",
 ]

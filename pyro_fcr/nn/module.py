@@ -60,6 +60,26 @@ class Part(LocalModule):
         names = list(inspect.signature(type(self).__init__).parameters)[1:]
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
+    def guide_globals(self) -> None:
+        """Sample the posterior of those of the part's ``PyroSample`` attributes it guides itself.
+
+        Nothing by default: an AutoGuide holds what no part guides. A part that knows better, or
+        whose globals no AutoGuide can hold (discrete ones), overrides this and calls
+        :meth:`sample_own` for each; :class:`~pyro_fcr.guides.Composed` runs it outside the plate.
+        """
+
+    def sample_own(self, name: str, posterior: Any) -> Any:
+        """Draw one of the part's own ``PyroSample`` attributes from its posterior.
+
+        Parameters
+        ----------
+        name
+            The attribute; the site has the name it has in the model.
+        posterior
+            A reparametrised distribution of the same shape as the attribute.
+        """
+        return pyro.sample(self._pyro_get_fullname(name), posterior)
+
     @property
     def is_builtin(self) -> bool:
         """Whether the part's class ships with this package and can be rebuilt by name."""

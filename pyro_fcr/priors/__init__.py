@@ -13,6 +13,7 @@ from pyro_fcr.priors.lambda_prior import LambdaPrior
 from pyro_fcr.priors.low_rank import LowRank
 from pyro_fcr.priors.mixture import Mixture
 from pyro_fcr.priors.non_factorised import NonFactorised
+from pyro_fcr.priors.sparse_shift import SparseShift
 from pyro_fcr.priors.standard import Standard
 from pyro_fcr.priors.student_t import StudentT
 from pyro_fcr.priors.treatment_features import TreatmentFeatures
@@ -32,6 +33,7 @@ __all__ = [
     "Mixture",
     "NonFactorised",
     "Prior",
+    "SparseShift",
     "Standard",
     "StudentT",
     "TreatmentFeatures",

@@ -3,6 +3,7 @@
 from pyro_fcr.simulate.environments import environments
 from pyro_fcr.simulate.factorised import VARIANTS, factorised
 from pyro_fcr.simulate.semisynthetic import from_data
+from pyro_fcr.simulate.sparse import sparse_shifts
 from pyro_fcr.simulate.truth import counterfactual_truth, expected_counts
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "expected_counts",
     "factorised",
     "from_data",
+    "sparse_shifts",
 ]

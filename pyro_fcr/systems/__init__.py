@@ -3,5 +3,6 @@
 from pyro_fcr.systems.baselines import CPA, IVAE, VAE, BetaVAE, ConditionalVAE, FactorVAE
 from pyro_fcr.systems.fcr import FCR
 from pyro_fcr.systems.invae import InVAE
+from pyro_fcr.systems.svae import SVAE
 
-__all__ = ["CPA", "FCR", "IVAE", "VAE", "BetaVAE", "ConditionalVAE", "FactorVAE", "InVAE"]
+__all__ = ["CPA", "FCR", "IVAE", "SVAE", "VAE", "BetaVAE", "ConditionalVAE", "FactorVAE", "InVAE"]

@@ -1,6 +1,7 @@
 """The tasks, by the name that configurations use."""
 
 from pyro_fcr.benchmark.tasks.base import Task
+from pyro_fcr.benchmark.tasks.integration import Integration
 from pyro_fcr.benchmark.tasks.prediction import Prediction
 from pyro_fcr.benchmark.tasks.reading import Clustering, Factors, Independence
 from pyro_fcr.benchmark.tasks.recovery import Recovery
@@ -11,6 +12,7 @@ TASKS: dict[str, type[Task]] = {
     "clustering": Clustering,
     "factors": Factors,
     "independence": Independence,
+    "integration": Integration,
     "prediction": Prediction,
     "recovery": Recovery,
 }

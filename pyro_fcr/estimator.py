@@ -24,6 +24,8 @@ from pyro_fcr.data import Cells, Design, Schema, Split, checks, open_data, open_
 from pyro_fcr.errors import DesignError, FCRError, FitError, LoadError, sentence
 from pyro_fcr.fitted import CHUNK, Fitted
 from pyro_fcr.infer import Plan, Settled, Trainer, gauge, processes, resolve_device
+from pyro_fcr.infer.runtime import compiled, default_threads, networks_at
+from pyro_fcr.infer.runtime import threads as use_threads
 from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, resolve
 from pyro_fcr.nn import ConditionMap, read_tensors, write_tensors
 
@@ -241,6 +243,9 @@ class Estimator(Fitted):
         validate_every: int | None = None,
         checkpoint: str | Path | None = None,
         resume: bool = False,
+        threads: int | Literal["auto"] = "auto",
+        precision: Literal["float32", "tf32", "bf16"] = "float32",
+        compile: bool = False,
         progress: bool = True,
     ) -> pd.DataFrame:
         """Train from fresh weights; the same seed gives the same result on the CPU, bit for bit.
@@ -283,6 +288,15 @@ class Estimator(Fitted):
             File to which the run's state is written every tenth of the run.
         resume
             Continue from ``checkpoint`` if it exists; the result is that of the uninterrupted run.
+        threads
+            Threads on a CPU; by default what :func:`~pyro_fcr.infer.runtime.default_threads`
+            gives, for usual sizes one.
+        precision
+            Of the networks alone, the likelihood stays in float32: ``"float32"``, or on CUDA
+            ``"tf32"`` or ``"bf16"``.
+        compile
+            Whether to compile the networks with ``torch.compile``, which needs a compiler and
+            pays where a run is long.
         progress
             Whether to show a bar.
 
@@ -323,9 +337,16 @@ class Estimator(Fitted):
                 )
             )
         place = resolve_device(device)
-        with processes(place) as ranks:
+        work = batch_size * self.design.n_genes
+        number = default_threads(work) if threads == "auto" else int(threads)
+        with (
+            processes(place) as ranks,
+            use_threads(number),
+            networks_at(precision, self._objective, place),
+            compiled(self._objective, wanted=compile),
+        ):
             share = math.ceil(batch_size / ranks.world)
-            source = open_source(train, batch_size=share, seed=seed)
+            source = open_source(train, device=place, batch_size=share, seed=seed)
             epoch = source.n_batches(world=ranks.world)
             steps = default_steps(len(train)) if max_epochs is None else max_epochs * epoch
             epochs = max(1, math.ceil(steps / epoch))

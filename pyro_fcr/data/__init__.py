@@ -6,7 +6,13 @@ from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import Design
 from pyro_fcr.data.genes import top_genes
 from pyro_fcr.data.schema import Schema
-from pyro_fcr.data.sources import BatchSource, MemorySource, StreamSource, open_source
+from pyro_fcr.data.sources import (
+    BatchSource,
+    MemorySource,
+    ResidentSource,
+    StreamSource,
+    open_source,
+)
 from pyro_fcr.data.splits import Split
 from pyro_fcr.data.stored import Stored, StoredCounts, open_data
 
@@ -16,6 +22,7 @@ __all__ = [
     "Cells",
     "Design",
     "MemorySource",
+    "ResidentSource",
     "Schema",
     "Split",
     "Stored",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
+from scipy import sparse
 
 from pyro_fcr.data.stored import StoredCounts
 from pyro_fcr.errors import FitError, sentence
@@ -16,14 +19,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from pyro_fcr.data.batch import Batch
     from pyro_fcr.data.cells import Cells
 
-__all__ = ["BatchSource", "MemorySource", "StreamSource", "open_source"]
+__all__ = ["BatchSource", "MemorySource", "ResidentSource", "StreamSource", "open_source"]
 
 BLOCK = 128
 """Cells that are read from disk in one piece."""
+
+ROOM = 0.4
+"""Share of a CUDA device's free memory that the counts may take."""
 
 WINDOW_VALUES = 2**25
 """Dense values of the cells among which a stream is shuffled: 16,000 cells of 2,000 genes."""
@@ -236,15 +243,74 @@ class StreamSource(_Source):
                     start += len(rows)
 
 
-def open_source(cells: Cells, **options: Any) -> MemorySource | StreamSource:
+class ResidentSource(MemorySource):
+    """Minibatches of cells whose data are held on a device and gathered there.
+
+    Sparse counts stay sparse: a minibatch's rows are laid side by side, padded to the longest
+    row of all, and scattered into a dense matrix, which asks the device for nothing.
+    The minibatches are those of :class:`MemorySource`.
+
+    Parameters
+    ----------
+    device
+        Where to hold them. The other parameters are those of :class:`MemorySource`.
+    """
+
+    def __init__(self, cells: Cells, *, device: torch.device, **options: Any) -> None:
+        super().__init__(cells, **options)
+        self.device = device
+        bare = replace(cells, counts=np.zeros((len(cells), 0), np.float32))
+        self._labels = bare.batch().to(device)
+        counts = cells.counts
+        self._n_genes = counts.shape[1]
+        self._sparse = sparse.issparse(counts)
+        if self._sparse:
+            self._longest = max(1, int(np.diff(counts.indptr).max()))
+            arrays = (counts.indptr.astype(np.int64), counts.indices.astype(np.int32), counts.data)
+            self._arrays = tuple(torch.from_numpy(array).to(device) for array in arrays)
+        else:
+            self._arrays = (torch.from_numpy(np.asarray(counts)).to(device),)
+
+    def _cut(self, order: NDArray[np.int64], number: int, epoch: int) -> Iterator[Batch]:
+        where = torch.from_numpy(np.ascontiguousarray(order)).to(self.device)
+        start = 0
+        for rows in self._pieces(order, number):
+            at = where[start : start + len(rows)]
+            yield self._labels.rows(at).replace(counts=self._gather(at))
+            start += len(rows)
+
+    def _gather(self, at: Tensor) -> Tensor:
+        if not self._sparse:
+            return self._arrays[0][at]
+        pointers, genes, values = self._arrays
+        place = pointers[at][:, None] + torch.arange(self._longest, device=self.device)
+        inside = place < pointers[at + 1][:, None]
+        place = place.clamp(max=len(values) - 1)
+        dense = torch.zeros(len(at), self._n_genes, device=self.device)
+        return dense.scatter_add_(1, genes[place].long(), values[place] * inside)
+
+
+def open_source(
+    cells: Cells, *, device: torch.device | None = None, **options: Any
+) -> MemorySource | StreamSource:
     """Return the source of minibatches that suits where the cells' counts are.
 
     Parameters
     ----------
     cells
         The encoded cells.
+    device
+        Where the minibatches are used. On a CUDA device with room for them the counts are
+        moved there once.
     options
         As for :class:`MemorySource`.
     """
-    stored = isinstance(cells.counts, StoredCounts)
-    return (StreamSource if stored else MemorySource)(cells, **options)
+    if isinstance(cells.counts, StoredCounts):
+        return StreamSource(cells, **options)
+    if device is not None and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        counts = cells.counts
+        size = 8 * counts.nnz if sparse.issparse(counts) else counts.nbytes
+        if size < ROOM * free:
+            return ResidentSource(cells, device=device, **options)
+    return MemorySource(cells, **options)

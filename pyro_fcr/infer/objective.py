@@ -296,12 +296,19 @@ class Objective(nn.Module):
             sites[f"prior.{name}"] = value.detach()
         for name, value in factors.items():
             scale = ramp * self.guide.weights.get(name, 1.0) * batch.n_cells
-            sites[name] = value.detach() / scale if scale else torch.zeros_like(value)
+            sites[name] = _unscaled(value.detach(), scale)
         return Terms(loss, sites, self.guide.read)
 
 
 def _has_own(prior: Any) -> bool:
     return callable(getattr(prior, "own_loss", None))
+
+
+def _unscaled(value: Tensor, scale: Any) -> Tensor:
+    # The scale is a tensor where the step is recorded: nobody may ask whether it is zero.
+    if isinstance(scale, Tensor):
+        return torch.where(scale > 0, value / scale, 0.0)
+    return value / scale if scale else torch.zeros_like(value)
 
 
 def _log_prob_sum(site: Any) -> Tensor:

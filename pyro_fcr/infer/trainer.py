@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from pyro_fcr.infer.objective import Objective, Terms
     from pyro_fcr.infer.schedule import Plan, Settled
 
+from pyro_fcr.infer.captured import CapturedStep, cuda_side_stream, record_cuda
 from pyro_fcr.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_fcr.infer.distributed import Ranks
 
 __all__ = ["Trainer", "resolve_device"]
 
 CRITIC_LEARNING_RATE = 1e-3
+
+ASK_EVERY = 50
+"""Steps on a CUDA device between two questions whether the loss is still finite."""
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -91,22 +95,45 @@ class Trainer:
         self.ranks = ranks or Ranks()
         objective.to(self.device)
         self.ranks.copy_first(objective)
+        on_cuda = self.device.type == "cuda"
         weights = objective.shrunk_parameters()
         decayed = {id(p) for p in weights}
-        others = [p for p in objective.encoder_parameters() if id(p) not in decayed]
+        self.trained = objective.encoder_parameters()
+        others = [p for p in self.trained if id(p) not in decayed]
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": weights, "weight_decay": plan.weight_decay},
                 {"params": others, "weight_decay": 0.0},
             ],
-            lr=plan.learning_rate,
+            # A recorded step reads its learning rate from the device.
+            lr=torch.tensor(plan.learning_rate, device=self.device)
+            if on_cuda
+            else plan.learning_rate,
             betas=(0.9, 0.99),
             fused=True,
+            capturable=on_cuda,
         )
-        critic = objective.critic_parameters()
+        self.critics = objective.critics
+        self.critic_parameters = objective.critic_parameters()
         self.critic_optimiser = (
-            torch.optim.Adam(critic, lr=CRITIC_LEARNING_RATE, fused=True) if critic else None
+            torch.optim.Adam(
+                self.critic_parameters, lr=CRITIC_LEARNING_RATE, fused=True, capturable=on_cuda
+            )
+            if self.critic_parameters
+            else None
         )
+        # On a CUDA device nobody waits to hear of a loss that is not finite: from that step on
+        # the optimisers pass over every step, and the host asks now and then.
+        self.failed = torch.zeros((), device=self.device)
+        self.captured: CapturedStep | None = None
+        if on_cuda:
+            stepped: list[Any] = [self.optimiser, self.critic_optimiser]
+            for optimiser in filter(None, stepped):
+                optimiser.found_inf = self.failed
+            if self.ranks.world == 1:
+                self.captured = CapturedStep(
+                    self._advance, record=record_cuda, aside=cuda_side_stream
+                )
         self.step_count = 0
         self.epoch = 0
         self.rows: list[dict[str, float]] = []
@@ -245,6 +272,8 @@ class Trainer:
                 ranks.copy_first(self.objective)
                 self.objective.train()
         self.epoch += 1
+        if self.device.type == "cuda":
+            self._ask()
         ranks.average(list(totals.values()))
         return {
             "epoch": self.epoch,
@@ -255,29 +284,58 @@ class Trainer:
         }
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Take one step on a batch and return its terms, in nats per cell."""
+        """Take one step on a batch and return its terms, in nats per cell.
+
+        The terms may be overwritten by the next step.
+        """
+        values = {
+            "rate": self.plan.rate(self.step_count),
+            "kl_weight": self.plan.kl_weight(self.step_count),
+            "ramp": self.plan.ramp(self.step_count),
+        }
+        record = (self.captured or self._advance)(batch, values)
+        self.step_count += 1
+        if self.device.type == "cuda" and self.step_count % ASK_EVERY == 0:
+            self._ask()
+        return record
+
+    def _advance(self, batch: Batch, values: Mapping[str, Any]) -> dict[str, Tensor]:
         for group in self.optimiser.param_groups:
-            group["lr"] = self.plan.rate(self.step_count)
-        for part in self.objective.critics.values():
+            if isinstance(group["lr"], Tensor):
+                group["lr"].copy_(torch.as_tensor(values["rate"]))
+            else:
+                group["lr"] = values["rate"]
+        for part in self.critics.values():
             part.requires_grad_(False)
-        terms = self.objective(
-            batch,
-            kl_weight=self.plan.kl_weight(self.step_count),
-            ramp=self.plan.ramp(self.step_count),
-        )
+        terms = self.objective(batch, kl_weight=values["kl_weight"], ramp=values["ramp"])
         self.optimiser.zero_grad(set_to_none=True)
         terms.loss.backward()
         loss = terms.loss.detach()
-        trained = self.objective.encoder_parameters()
-        self.ranks.average([loss, *(p.grad for p in trained if p.grad is not None)])
-        norm = nn.utils.clip_grad_norm_(trained, self.plan.clip)
+        self.ranks.average([loss, *(p.grad for p in self.trained if p.grad is not None)])
+        norm = nn.utils.clip_grad_norm_(self.trained, self.plan.clip)
         # A loss that is not finite can have a finite gradient, where its bad term is constant.
-        if not torch.isfinite(norm + loss):
+        finite = torch.isfinite(norm + loss)
+        if self.device.type == "cuda":
+            self.failed.copy_(torch.maximum(self.failed, (~finite).float()))
+        elif not finite:
             raise self._explain(batch, terms)
         self.optimiser.step()
-        self.step_count += 1
         record = {"loss": loss, **terms.sites, "gradient_norm": norm}
         return record | self._train_critics(terms.read, batch)
+
+    def _ask(self) -> None:
+        if self.failed:
+            where = f"epoch {self.epoch + 1}, up to step {self.step_count}"
+            raise NonFiniteError(
+                sentence(
+                    "the objective is not finite",
+                    where=where,
+                    expected="a finite loss and gradient",
+                    got="inf or nan",
+                    hint="the weights before that step are kept; try a lower learning_rate, or "
+                    "device='cpu', which names the cells",
+                )
+            )
 
     def _train_critics(
         self, read: dict[str, dict[str, Tensor]], batch: Batch
@@ -285,15 +343,14 @@ class Trainer:
         if self.critic_optimiser is None:
             return {}
         losses, accuracies = [], {}
-        for name, part in self.objective.critics.items():
+        for name, part in self.critics.items():
             part.requires_grad_(True)
             loss, accuracy = part.critic_loss(read[name], batch)
             losses.append(loss)
             accuracies[f"accuracy.{name}"] = accuracy.detach()
         self.critic_optimiser.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()
-        grads = [p.grad for p in self.objective.critic_parameters() if p.grad is not None]
-        self.ranks.average(grads)
+        self.ranks.average([p.grad for p in self.critic_parameters if p.grad is not None])
         self.critic_optimiser.step()
         return accuracies
 

@@ -158,7 +158,10 @@ def permute_within(groups: Tensor) -> Tensor:
     Tensor
         Shape (B,), int64: a permutation with ``groups[permutation] == groups``.
     """
-    shuffled = torch.randperm(len(groups), device=groups.device)
+    # randperm may go by way of the host, which a recorded step cannot.
+    on_cpu = groups.device.type == "cpu"
+    n, device = len(groups), groups.device
+    shuffled = torch.randperm(n) if on_cpu else torch.rand(n, device=device).argsort()
     by_group = torch.argsort(groups, stable=True)
     by_group_shuffled = shuffled[torch.argsort(groups[shuffled], stable=True)]
     permutation = torch.empty_like(by_group)

@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import sparse
+from tiny import tiny_cells
 
-from pyro_fcr.data import BatchSource, Design, MemorySource, Schema
+from pyro_fcr.data import BatchSource, Design, MemorySource, ResidentSource, Schema
 from pyro_fcr.errors import FitError
 
 COUNTS = np.arange(1, 61, dtype="float32").reshape(20, 3)
@@ -160,3 +163,19 @@ def test_unusable_sources_are_refused(cells, options, where, match):
 def test_a_source_without_cells_is_refused(cells):
     with pytest.raises(FitError, match="no minibatch to train on"):
         MemorySource(cells.subset([]), batch_size=5)
+
+
+@pytest.mark.parametrize("form", [sparse.csr_matrix, np.asarray])
+def test_cells_on_a_device_make_the_same_minibatches(form):
+    cells = tiny_cells()
+    cells = replace(cells, counts=form(cells.counts))
+    options = {"batch_size": 50, "seed": 2}
+    held = ResidentSource(cells, device=torch.device("cpu"), **options)
+    for where in ({"epoch": 0}, {"epoch": 3, "rank": 1, "world": 2}):
+        pairs = zip(
+            held.batches(**where), MemorySource(cells, **options).batches(**where), strict=True
+        )
+        for ours, theirs in pairs:
+            for name in ours.__slots__:
+                a, b = getattr(ours, name), getattr(theirs, name)
+                assert torch.equal(torch.as_tensor(a), torch.as_tensor(b)), name

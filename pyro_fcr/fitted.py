@@ -25,7 +25,7 @@ from pyro_fcr.data import open_data, open_source
 from pyro_fcr.errors import DesignError, NotFittedError, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -117,7 +117,9 @@ class Fitted(ABC):
         if adata is None:
             return self.cells
         cells = self.design.encode(open_data(adata), labels="optional")
-        self._require(cells, getattr(self.guide, "reads", frozenset()), "the encoders")
+        reads: frozenset[str] = getattr(self.guide, "reads", frozenset())
+        self._require(cells, reads, "the encoders")
+        self._require_known(cells, ["the encoder"] if "treatment" in reads else [])
         return cells
 
     def _require(self, cells: Cells, read: frozenset[str], reader: str) -> None:
@@ -140,15 +142,8 @@ class Fitted(ABC):
                 )
             )
 
-    def _require_known(self, cells: Cells, redraw: Collection[str]) -> None:
+    def _require_known(self, cells: Cells, blind: Sequence[str]) -> None:
         # A table's row that was never trained would answer like the control.
-        blocks = [b.name for b in self.declaration.blocks if "treatment" in b.parents]
-        blind = [
-            f"the prior of '{name}'"
-            for name in blocks
-            if name in redraw and not self.model.priors[name].extrapolates
-        ]
-        blind += ["the decoder"] if "treatment" in self.model.decoder.reads else []
         if blind and (new := self.design.without_cells(cells)):
             raise DesignError(
                 sentence(
@@ -156,8 +151,8 @@ class Fitted(ABC):
                     where="treatment",
                     expected="a treatment that cells had, or parts that read its features",
                     got=f"{len(new)} without cells",
-                    hint="give every block that depends on the treatment a prior such as "
-                    "pf.priors.TreatmentFeatures()",
+                    hint="use pf.priors.TreatmentFeatures() in every block that depends on the "
+                    "treatment, and encoders and decoder without labels",
                 )
             )
 
@@ -563,7 +558,15 @@ class Fitted(ABC):
         parents = [block.parents for block in self.declaration.blocks if block.name in redraw]
         read = self.model.decoder.reads.union(*parents)
         self._require(intervened, read, "the priors and the decoder")
-        self._require_known(intervened, redraw)
+        blind = [
+            f"the prior of '{block.name}'"
+            for block in self.declaration.blocks
+            if block.name in redraw
+            and "treatment" in block.parents
+            and not self.model.priors[block.name].extrapolates
+        ]
+        blind += ["the decoder"] if "treatment" in self.model.decoder.reads else []
+        self._require_known(intervened, blind)
         return expected_counts(
             self.model,
             self.guide,

@@ -145,6 +145,18 @@ def test_a_table_does_not_pretend_to_know(adata):
     fcr.counterfactual(adata[:6], do={"treatment": "A"}, draws=1)
 
 
+def test_an_encoder_that_reads_labels_does_not_pretend_either(adata):
+    adata.uns["known"] = VECTORS
+    schema = tiny_schema(treatment_features="known")
+    guide = pf.guides.Amortised(labels=True, width=8, depth=1)
+    fcr = tiny_fcr(adata, schema=schema, priors=READS, guide=guide)
+    fit(fcr, max_epochs=1)
+    new = adata[:5].copy()
+    new.obs["drug"] = "new"
+    with pytest.raises(DesignError, match="the encoder knows nothing of 'new'"):
+        fcr.latents(new)
+
+
 def test_features_must_be_there_to_be_read(adata):
     with pytest.raises(SlotError, match=r"Schema\.treatment_features.*got None"):
         tiny_fcr(adata, priors={"z_t": pf.priors.TreatmentFeatures()})

@@ -73,15 +73,6 @@ def check_same(fcr, again, rows):
     assert np.isfinite(made).all()
 
 
-def test_none_is_forgotten():
-    parts = {
-        cls for name in priors.__all__
-        if isinstance(cls := getattr(priors, name), type) and issubclass(cls, priors.Prior)
-    }  # fmt: skip
-    made_elsewhere = {priors.LambdaPrior, priors.DoseResponse, priors.Prior}
-    assert parts - made_elsewhere >= {type(prior) for prior in PRIORS.values()}
-
-
 @pytest.mark.parametrize("name", PRIORS)
 def test_trains_saves_and_loads_in_every_slot(name, adata, schema, tmp_path, caplog):
     with caplog.at_level("INFO"):

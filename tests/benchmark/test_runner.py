@@ -111,7 +111,7 @@ def test_an_error_is_one_jobs_own(config, tmp_path):
     assert dict(zip(found.jobs["method"], found.jobs["status"], strict=True)) == {
         "references": "done", "FCR": "failed",
     }  # fmt: skip
-    assert set(found.rows["method"]) >= {"additive", "other half (ceiling)"}
+    assert set(found.rows["method"]) >= {"additive", "noise ceiling"}
     assert "TypeError" in found.failed["error"].item()
 
 

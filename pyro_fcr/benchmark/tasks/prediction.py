@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from pyro_fcr.benchmark.problem import Problem
     from pyro_fcr.benchmark.tasks.base import Rows
 
-__all__ = ["CEILING", "DUPLICATE", "SEEN", "SINGLES", "Prediction"]
+__all__ = ["CEILING", "DUPLICATE", "REPLICATE", "SEEN", "SINGLES", "Prediction"]
 
-CEILING = "other half (ceiling)"
-"""The mean of the test cells that are not scored: what sampling noise allows."""
+REPLICATE = "other half (replicate)"
+"""The mean of the test cells that are not scored: as noisy as the truth, so no upper bound."""
+
+CEILING = "noise ceiling"
+"""The root of the halves' correlation: what the truth's noise leaves to a correlation."""
 
 DUPLICATE = "interpolated duplicate"
-"""Half-way from the additive prediction to the ceiling: a metric must rank it between them."""
+"""Half-way from the additive prediction to the replicate: a metric must rank it between them."""
 
 SINGLES = "sum of singles"
 """The control and the changes of a combination's parts, each given alone to the same cells."""
@@ -44,7 +47,7 @@ class Prediction(Task):
     """Predict the mean profile of every treated test condition.
 
     The test cells of a condition are halved. One half is what all are scored on; the other chooses
-    the differential genes, and is itself scored as the ceiling. A prediction starts from the
+    the differential genes, and is itself scored as a replicate. A prediction starts from the
     training control cells of the same covariates, and changes are measured from their profile.
     Profiles are log1p of counts per 10,000 of summed counts, or means where values are no counts.
 
@@ -54,8 +57,10 @@ class Prediction(Task):
     squared distance from the control to the truth that the prediction removes; below 0 it is
     worse than no effect), ``size`` (length of the predicted change by the measured one's),
     ``centroid accuracy`` (share of other treatments' profiles that are farther), and ``energy
-    distance`` of the shifted control cells. One more row per method holds ``interaction R2`` over
-    all conditions with a 95 % bootstrap interval over them; an additive prediction scores 0.
+    distance`` of the shifted control cells. One more row per method holds two scores over all
+    conditions, each with a 95 % bootstrap interval over them (``low``, ``high``) and corrected for
+    the truth's noise by its halves: ``effect R2`` of the change from the control, and
+    ``interaction R2`` of what is left of it beside the additive rule, which scores 0.
 
     Parameters
     ----------
@@ -99,18 +104,20 @@ class Prediction(Task):
             for name, baseline in makers.items():
                 with suppress(CategoryError):
                     predictions[name][key] = baseline.predict(*key).to_numpy()
-        ceiling = scene.other
+        replicate = scene.other
         predictions[SINGLES] = _sums(scene, problem.schema.separator)
-        between = {key: (value + ceiling[key]) / 2
+        between = {key: (value + replicate[key]) / 2
                    for key, value in predictions["additive"].items()}  # fmt: skip
         trained = dict(zip(scene.train.index, scene.train.to_numpy(), strict=True))
         seen = {key: trained[key] for key in scene.conditions if key in trained}
-        predictions |= {CEILING: ceiling, DUPLICATE: between, SEEN: seen}
-        return [
+        predictions |= {REPLICATE: replicate, DUPLICATE: between, SEEN: seen}
+        rows = [
             {"method": name, **row}
-            for name, predicted in predictions.items() if predicted
+            for name, predicted in predictions.items()
+            if predicted
             for row in scene.rows(predicted)
-        ]  # fmt: skip
+        ]
+        return [*rows, *_ceiling(rows)]
 
 
 class _Scene:
@@ -192,7 +199,8 @@ class _Scene:
             {**self._row(key, value), "centroid accuracy": centroid.get(key)}
             for key, value in predicted.items()
         ]
-        return [*rows, *self._interaction(predicted)]
+        whole = {**self._effect(predicted), **self._interaction(predicted)}
+        return [*rows, {"treatment": "*", "covariate": "*", **whole}] if whole else rows
 
     def _row(self, key: tuple[str, str], predicted: np.ndarray) -> dict[str, Any]:
         t, x = key
@@ -257,32 +265,57 @@ class _Scene:
                 found[key] = rule.predict(*key).to_numpy()
         return found
 
-    def _interaction(self, predicted: Mapping[tuple[str, str], np.ndarray]) -> Rows:
+    def _effect(self, predicted: Mapping[tuple[str, str], np.ndarray]) -> dict[str, float]:
+        start = {key: self.reference[key[1]] for key in predicted}
+        return self._explained("effect", predicted, start)
+
+    def _interaction(self, predicted: Mapping[tuple[str, str], np.ndarray]) -> dict[str, float]:
         """Score the interactions of the conditions whose treatment trained elsewhere."""
-        keys = [key for key in predicted if key in self._additive]
+        return self._explained("interaction", predicted, self._additive)
+
+    def _explained(
+        self,
+        name: str,
+        predicted: Mapping[tuple[str, str], np.ndarray],
+        base: Mapping[tuple[str, str], np.ndarray],
+    ) -> dict[str, float]:
+        """Score what is left of the truth beside a base, as evaluate.interaction_r2 does."""
+        keys = [key for key in predicted if key in base]
         if len(keys) < 2:
-            return []
-        additive = np.stack([self._additive[key] for key in keys])
-        one = np.stack([self._truth[key] for key in keys]) - additive
-        two = np.stack([self.other[key] for key in keys]) - additive
-        hat = np.stack([predicted[key] for key in keys]) - additive
-        # Per condition the sums behind evaluate.interaction_r2, so that a bootstrap is cheap.
+            return {}
+        left = np.stack([base[key] for key in keys])
+        one = np.stack([self._truth[key] for key in keys]) - left
+        two = np.stack([self.other[key] for key in keys]) - left
+        hat = np.stack([predicted[key] for key in keys]) - left
+        # Sums per condition, so that a bootstrap over them is cheap.
         missed, shared = ((one - hat) * (two - hat)).sum(1), (one * two).sum(1)
         drawn = np.random.default_rng(0).integers(len(keys), size=(DRAWS, len(keys)))
-        total = shared[drawn].sum(1)
-        low, high = np.quantile(1 - missed[drawn].sum(1) / total, [0.025, 0.975])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scores = 1 - missed[drawn].sum(1) / shared[drawn].sum(1)
+        low, high = np.nanquantile(scores, [0.025, 0.975])
         r = float((one * two).sum() / np.sqrt((one**2).sum() * (two**2).sum()))
-        return [
-            {
-                "treatment": "*",
-                "covariate": "*",
-                "interaction R2": 1 - missed.sum() / shared.sum() if shared.sum() > 0 else np.nan,
-                "interaction low": low,
-                "interaction high": high,
-                "interaction reliability": 2 * r / (1 + r),
-                "interaction conditions": len(keys),
-            }  # fmt: skip
-        ]
+        known = shared.sum() > 0
+        return {
+            f"{name} R2": 1 - missed.sum() / shared.sum() if known else float("nan"),
+            f"{name} low": low,
+            f"{name} high": high,
+            f"{name} reliability": 2 * r / (1 + r) if r > -1 else float("nan"),
+            f"{name} conditions": len(keys),
+        }
+
+
+def _ceiling(rows: Rows) -> Rows:
+    """Rows of correlations alone: of a truth without noise with the noisy half, in expectation."""
+    replicate = [row for row in rows if row["method"] == REPLICATE and row["treatment"] != "*"]
+    return [
+        {
+            **{key: row[key] for key in ("treatment", "covariate", "cells")},
+            **{key: float(np.sqrt(max(value, 0.0))) for key, value in row.items()
+               if key.startswith("pearson")},
+            "method": CEILING,
+        }
+        for row in replicate
+    ]  # fmt: skip
 
 
 def _sums(scene: _Scene, separator: str | None) -> dict[tuple[str, str], np.ndarray]:

@@ -19,10 +19,8 @@ def kl_mean_field_low_rank(p: Independent, q: LowRankMultivariateNormal) -> Tens
     if not (isinstance(p.base_dist, Normal) and p.reinterpreted_batch_ndims == 1):
         raise NotImplementedError
     scaled = q.cov_factor / q.cov_diag.unsqueeze(-1)
-    capacitance = torch.linalg.cholesky(
-        q.cov_factor.mT @ scaled
-        + torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
-    )
+    eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
+    capacitance = torch.linalg.cholesky_ex(q.cov_factor.mT @ scaled + eye).L
     root = torch.linalg.solve_triangular(capacitance, scaled.mT, upper=False)
     precision = 1 / q.cov_diag - root.square().sum(-2)
     # Minus the entropy of p, and the cross entropy: at p's mean, plus its spread's share.

@@ -47,9 +47,11 @@ def whitened_features(log_dose: Tensor, points: Tensor, lengthscale: Tensor) -> 
     z = (points / lengthscale).double()
     u = (log_dose / lengthscale).double().unsqueeze(-1)
     kernel = torch.exp(-0.5 * (z[:, None] - z).square())
-    jitter = JITTER * torch.eye(len(z), dtype=z.dtype, device=z.device)
+    eye = torch.eye(len(z), dtype=z.dtype, device=z.device)
     cross = torch.exp(-0.5 * (u - z).square())
-    inverse = torch.linalg.inv(torch.linalg.cholesky(kernel + jitter))
+    # Without the check for success, which would wait for the device.
+    root = torch.linalg.cholesky_ex(kernel + JITTER * eye).L
+    inverse = torch.linalg.solve_triangular(root, eye, upper=False)
     return (cross @ inverse.mT).to(log_dose.dtype)
 
 

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroSample
 
-from pyro_fcr.priors.dose_response import DoseResponse
+from pyro_fcr.priors.dose_response import DoseResponse, weigh
 from pyro_fcr.priors.gaussian import bounded_exp
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class Hill(DoseResponse):
         """Return the sum of the treatments' effects; shape (B, d)."""
         emax = self.emax
         if levels is not None:
-            by_level = levels[:, None, None, :] @ self.emax_interaction
-            emax = emax + by_level.squeeze(-2)
+            by_level = self.emax_interaction.transpose(-3, -2)
+            shape = by_level.shape[-2:]
+            emax = emax + weigh(levels, by_level.flatten(-2)).unflatten(-1, shape)
         return (emax * self.curve(dose)).sum(-2)

@@ -613,10 +613,19 @@ class Fitted(ABC):
         everything = np.ones(len(cells), bool)
         masks = [everything if split is None else split.mask(cells, k) for k in ("train", "test")]
 
-        def predict(factual: Cells, group: int) -> np.ndarray:
+        def intervention(group: int) -> dict[str, Any]:
             label, dose = self.design.label(self.design.treatment_rows[group])
-            do = {"treatment": label} | ({"dose": dose} if self.design.schema.dose else {})
-            return self._expected(factual, do, draws, seed).mean
+            return {"treatment": label} | ({"dose": dose} if self.design.schema.dose else {})
+
+        def predict(factual: Cells, group: int) -> np.ndarray:
+            return self._expected(factual, intervention(group), draws, seed).mean
+
+        def sample(factual: Cells, group: int) -> np.ndarray:
+            do = intervention(group)
+            return sampled_counts(
+                self.model, self.guide, factual, self.design.do(factual, do),
+                redraw=self.descendants(do), draws=1, seed=seed, device=self.device,
+            )[0]  # fmt: skip
 
         def reconstruct(factual: Cells) -> np.ndarray:
             return self._expected(factual, {}, draws, seed).mean
@@ -628,6 +637,8 @@ class Fitted(ABC):
             *masks,
             name=type(self).__name__,
             by_condition=by_condition,
+            sample=sample,
+            counts=self.model.likelihood.reads_counts,
         )
 
     def certificate(

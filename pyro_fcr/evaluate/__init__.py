@@ -1,13 +1,25 @@
-"""Evidence: certificates, recovery of known latents, probes, prediction metrics, baselines."""
+"""Evidence: recovery, certificates, independence, calibration, prediction, and their nulls."""
 
+from pyro_fcr.evaluate.agreement import (
+    restart_agreement,
+)
 from pyro_fcr.evaluate.baselines import (
-    BASELINES,
     Additive,
     Baseline,
     ControlMean,
     NearestCondition,
+    Noise,
     Ridge,
+    Training,
     TreatedMean,
+)
+from pyro_fcr.evaluate.calibration import (
+    coverage,
+    inclusion_calibration,
+    pit_by_gene,
+    randomised_pit,
+    sbc_ranks,
+    sbc_uniformity,
 )
 from pyro_fcr.evaluate.certificate import (
     Certificate,
@@ -17,9 +29,41 @@ from pyro_fcr.evaluate.certificate import (
     natural_parameters,
     rank_certificate,
 )
+from pyro_fcr.evaluate.clustering import (
+    cluster_agreement,
+)
+from pyro_fcr.evaluate.differential import (
+    de_genes,
+    de_pr_auc,
+    top_de_genes,
+    welch_t,
+)
+from pyro_fcr.evaluate.disentanglement import (
+    DCI,
+    dci,
+    mig,
+    sap,
+)
+from pyro_fcr.evaluate.halves import (
+    half_profiles,
+    halve,
+    interpolated_duplicate,
+)
+from pyro_fcr.evaluate.learned import (
+    BASELINES,
+    DecoderOnly,
+    KernelRidge,
+    LatentAdditive,
+    PCAAdditive,
+)
+from pyro_fcr.evaluate.populations import (
+    TwoSampleTest,
+    two_sample_test,
+)
 from pyro_fcr.evaluate.prediction import (
     InteractionScore,
     PrincipalComponents,
+    cell_values,
     centroid_accuracy,
     energy_distance,
     interaction_r2,
@@ -29,8 +73,6 @@ from pyro_fcr.evaluate.prediction import (
     profile,
     profiles,
     r2,
-    top_de_genes,
-    welch_t,
 )
 from pyro_fcr.evaluate.probes import (
     HSICTest,
@@ -50,42 +92,68 @@ from pyro_fcr.evaluate.recovery import (
 )
 
 __all__ = [
-    "BASELINES",
     "Additive",
+    "BASELINES",
     "Baseline",
     "Certificate",
     "ControlMean",
+    "DCI",
+    "DecoderOnly",
     "HSICTest",
     "InteractionScore",
+    "KernelRidge",
+    "LatentAdditive",
     "NearestCondition",
+    "Noise",
+    "PCAAdditive",
     "PrincipalComponents",
     "PriorReplicates",
     "Ridge",
     "Separability",
+    "Training",
     "TreatedMean",
+    "TwoSampleTest",
     "auc_within",
     "balanced_accuracy_within",
     "bootstrap_prior",
     "ceiling",
+    "cell_values",
     "centroid_accuracy",
+    "cluster_agreement",
+    "coverage",
+    "dci",
+    "de_genes",
+    "de_pr_auc",
     "energy_distance",
+    "half_profiles",
+    "halve",
     "hsic_test",
+    "inclusion_calibration",
     "interaction_contrasts",
     "interaction_r2",
+    "interpolated_duplicate",
     "kernel_r2",
     "log_normalised",
     "mcc",
+    "mig",
     "natural_parameters",
     "null_latents",
     "pearson_change",
+    "pit_by_gene",
     "principal_components",
     "profile",
     "profiles",
     "r2",
+    "randomised_pit",
     "rank_certificate",
     "recovery",
+    "restart_agreement",
+    "sap",
+    "sbc_ranks",
+    "sbc_uniformity",
     "separability",
     "top_de_genes",
+    "two_sample_test",
     "welch_t",
     "within_condition",
 ]

@@ -1,6 +1,7 @@
-"""How good a predicted response is: pseudobulk profiles, changes, genes, interactions.
+"""How good a predicted response is: pseudobulk profiles, changes, interactions, ranks.
 
-The unit of every profile is log1p of counts per 10,000 of the summed counts of a condition.
+The unit of every profile is log1p of counts per 10,000 of the summed counts of a condition, or the
+plain mean of values that are no counts (``log_normalise=False``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "InteractionScore",
     "PrincipalComponents",
+    "cell_values",
     "centroid_accuracy",
     "energy_distance",
     "interaction_r2",
@@ -32,8 +34,6 @@ __all__ = [
     "profile",
     "profiles",
     "r2",
-    "top_de_genes",
-    "welch_t",
 ]
 
 _TARGET = 1e4
@@ -68,13 +68,30 @@ def log_normalised(counts: Any) -> Floats:
     return np.log1p(dense * (_TARGET / np.where(total > 0, total, 1.0)))
 
 
-def profile(counts: Any) -> Floats:
+def cell_values(counts: Any, *, log_normalise: bool = True) -> Floats:
+    """Dense values of cells to compare: log1p of counts per 10,000, or what was measured.
+
+    Parameters
+    ----------
+    counts
+        (cells, genes), dense or sparse.
+    log_normalise
+        Off for values that are no counts, which stay as they are.
+    """
+    if log_normalise:
+        return log_normalised(counts)
+    return np.asarray(counts.toarray() if sp.issparse(counts) else counts, float)
+
+
+def profile(counts: Any, *, log_normalise: bool = True) -> Floats:
     """Pseudobulk of a set of cells: log1p of counts per 10,000 of their summed counts.
 
     Parameters
     ----------
     counts
         (cells, genes), dense or sparse; expected counts are welcome.
+    log_normalise
+        Off for values that are no counts: their mean.
 
     Returns
     -------
@@ -86,13 +103,19 @@ def profile(counts: Any) -> Floats:
     >>> profile([[1, 0], [0, 3]]).round(3)
     array([7.824, 8.923])
     """
-    return log_normalised(np.asarray(counts.sum(0) if sp.issparse(counts) else np.sum(counts, 0)))[
-        0
-    ]
+    counts = counts if sp.issparse(counts) else np.asarray(counts)
+    if not log_normalise:
+        return np.asarray(counts.mean(0), float).ravel()
+    return log_normalised(np.asarray(counts.sum(0)))[0]
 
 
 def profiles(
-    counts: Any, treatment: ArrayLike, covariate: ArrayLike, genes: ArrayLike | None = None
+    counts: Any,
+    treatment: ArrayLike,
+    covariate: ArrayLike,
+    genes: ArrayLike | None = None,
+    *,
+    log_normalise: bool = True,
 ) -> pd.DataFrame:
     """Pseudobulk of every condition present.
 
@@ -104,6 +127,8 @@ def profiles(
         Labels (cells,).
     genes
         Column names; numbers unless given.
+    log_normalise
+        Off for values that are no counts: their means.
 
     Returns
     -------
@@ -117,7 +142,8 @@ def profiles(
     sums = members @ counts
     sums = sums.toarray() if sp.issparse(sums) else np.asarray(sums)
     columns = pd.RangeIndex(sums.shape[1]) if genes is None else pd.Index(np.asarray(genes))
-    return pd.DataFrame(log_normalised(sums), index=levels, columns=columns)
+    values = log_normalised(sums) if log_normalise else sums / np.bincount(codes)[:, None]
+    return pd.DataFrame(values, index=levels, columns=columns)
 
 
 def r2(predicted: ArrayLike, observed: ArrayLike, genes: ArrayLike | None = None) -> float:
@@ -172,47 +198,6 @@ def pearson_change(
     return float(p @ o / norm) if norm > 1e-14 else float("nan")
 
 
-def welch_t(treated: Any, control: Any) -> Floats:
-    """Welch's t of every gene, on log1p of counts per 10,000.
-
-    Parameters
-    ----------
-    treated, control
-        Counts (cells, genes) of real held-out cells, two or more each.
-
-    Returns
-    -------
-    t_g
-        (genes,); 0 for a gene without variance.
-    """
-    a, b = log_normalised(treated), log_normalised(control)
-    if min(len(a), len(b)) < 2:
-        raise DesignError(
-            sentence(
-                "too few cells for Welch's t",
-                where="treated, control",
-                expected="at least 2 cells each",
-                got=f"{len(a)} and {len(b)}",
-                hint="leave this condition out",
-            )
-        )
-    se = np.sqrt(a.var(0, ddof=1) / len(a) + b.var(0, ddof=1) / len(b))
-    return np.where(se > 0, (a.mean(0) - b.mean(0)) / np.where(se > 0, se, 1.0), 0.0)
-
-
-def top_de_genes(treated: Any, control: Any, k: int = 20) -> NDArray[np.integer[Any]]:
-    """Find the k genes of largest absolute Welch t, largest first.
-
-    Parameters
-    ----------
-    treated, control
-        Counts (cells, genes) of real held-out cells.
-    k
-        Genes wanted; all of them if there are fewer.
-    """
-    return np.argsort(-np.abs(welch_t(treated, control)), kind="stable")[:k]
-
-
 @dataclass(frozen=True)
 class PrincipalComponents:
     """Fixed principal components, fitted once on training cells.
@@ -233,7 +218,7 @@ class PrincipalComponents:
 
     def transform(self, counts: Any) -> Floats:
         """Scores (cells, k) of cells."""
-        x = log_normalised(counts) if self.log_normalise else np.asarray(counts, float)
+        x = cell_values(counts, log_normalise=self.log_normalise)
         return (x - self.center_g) @ self.components_kg.T
 
 
@@ -254,7 +239,7 @@ def principal_components(
     # Imported here: scikit-learn changes environment variables when it is imported.
     from sklearn.decomposition import PCA
 
-    x = log_normalised(counts) if log_normalise else np.asarray(counts, float)
+    x = cell_values(counts, log_normalise=log_normalise)
     n = min(n_components, *x.shape)
     # Randomised: an exact decomposition of 9,000 genes takes a minute, this takes a second.
     fitted = PCA(n, svd_solver="randomized" if n < min(x.shape) else "full", random_state=0).fit(x)
@@ -265,7 +250,7 @@ def principal_components(
     return PrincipalComponents(fitted.mean_, components, log_normalise)
 
 
-def energy_distance(a: ArrayLike, b: ArrayLike) -> float:
+def energy_distance(a: ArrayLike, b: ArrayLike, *, max_cells: int = 5000, seed: int = 0) -> float:
     """Energy distance 2 E|A - B| - E|A - A'| - E|B - B'| of two clouds of points.
 
     Parameters
@@ -274,6 +259,10 @@ def energy_distance(a: ArrayLike, b: ArrayLike) -> float:
         (cells, d), say scores on fixed principal components. Pairs of a cloud with itself
         exclude the point itself, so that the distance of equal distributions averages 0 (and can
         fall below).
+    max_cells
+        Points of each cloud drawn at random, where there are more (time is quadratic in them).
+    seed
+        Seed of that draw.
 
     Returns
     -------
@@ -291,6 +280,8 @@ def energy_distance(a: ArrayLike, b: ArrayLike) -> float:
                 hint="leave this condition out",
             )
         )
+    rng = np.random.default_rng(seed)
+    x, y = (c if len(c) <= max_cells else rng.permutation(c)[:max_cells] for c in (x, y))
     inside = sum(cdist(c, c).sum() / (len(c) * (len(c) - 1)) for c in (x, y))
     return float(2 * cdist(x, y).mean() - inside)
 

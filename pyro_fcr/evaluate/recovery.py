@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
 
 from pyro_fcr.errors import DesignError, sentence
-from pyro_fcr.evaluate.prediction import log_normalised, principal_components
+from pyro_fcr.evaluate.prediction import cell_values, principal_components
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -260,7 +260,7 @@ def null_latents(
     true = {name: _matrix(name, a) for name, a in truth.items()}
     codes = _codes(condition, len(next(iter(true.values()))))
     rng = np.random.default_rng(seed)
-    values = log_normalised(counts) if log_normalise else np.asarray(counts, float)
+    values = cell_values(counts, log_normalise=log_normalise)
     total = min(sum(a.shape[1] for a in true.values()), min(values.shape) - 1)
     components = principal_components(values, total, log_normalise=False).transform(values)
     return {
@@ -329,7 +329,7 @@ def ceiling(
                 hint="pass more cells, or a smaller test mask",
             )
         )
-    x_ng = log_normalised(counts) if log_normalise else np.asarray(counts, float)
+    x_ng = cell_values(counts, log_normalise=log_normalise)
     x_center, x_spread = x_ng[train_n].mean(0), x_ng[train_n].std(0)
     y_center, y_spread = y_nd[train_n].mean(0), y_nd[train_n].std(0)
     x_ng = (x_ng - x_center) / np.where(x_spread > 1e-8, x_spread, 1.0)

@@ -9,6 +9,7 @@ from sklearn.metrics import r2_score
 from pyro_fcr.errors import CountsError, DesignError
 from pyro_fcr.evaluate import (
     Additive,
+    Training,
     TreatedMean,
     centroid_accuracy,
     energy_distance,
@@ -22,6 +23,11 @@ from pyro_fcr.evaluate import (
     top_de_genes,
     welch_t,
 )
+
+
+def as_cells(profiles):
+    t, x = (profiles.index.get_level_values(i) for i in (0, 1))
+    return Training(profiles.to_numpy(), t, x, control="c", log_normalise=False)
 
 
 def frame(rows: dict) -> pd.DataFrame:
@@ -123,7 +129,7 @@ def noisy(table, sd, seed):
 
 def test_interaction_r2_of_additive_is_exactly_zero(design):
     train, held = design
-    additive = Additive().fit(train, control="c")
+    additive = Additive().fit(as_cells(train))
     predicted = frame({key: additive.predict(*key) for key in held.index})
     halves = noisy(held, 0.5, 0), noisy(held, 0.5, 1)
     score = interaction_r2(predicted, halves, train, control="c")
@@ -141,14 +147,14 @@ def test_interaction_r2_corrects_for_noise(design):
     assert score.r2_raw < 0.9
     # Interaction variance 1 + 1/2 per gene against noise variance 1: r = 0.6, 2r / (1 + r).
     assert score.reliability == pytest.approx(0.75, abs=0.06)
-    treated = TreatedMean().fit(train, control="c")
+    treated = TreatedMean().fit(as_cells(train))
     worse = frame({key: treated.predict(*key) for key in held.index})
     assert interaction_r2(worse, halves, train, control="c").r2 < 0
 
 
 def test_interaction_r2_without_interaction_is_not_a_number(design):
     train, held = design
-    additive = Additive().fit(train, control="c")
+    additive = Additive().fit(as_cells(train))
     flat = frame({key: additive.predict(*key) for key in held.index})
     score = interaction_r2(held, (flat + 1.0, flat - 1.0), train, control="c")
     assert np.isnan(score.r2)

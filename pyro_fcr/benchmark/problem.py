@@ -7,12 +7,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from pyro_fcr import datasets, simulate
 from pyro_fcr.data import Schema, Split, splits, top_genes
 from pyro_fcr.errors import BenchmarkError, FCRError, sentence
-from pyro_fcr.evaluate import log_normalised, principal_components, profile, profiles
+from pyro_fcr.evaluate import Training, log_normalised, principal_components, profile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,14 +98,13 @@ class Problem:
         """Return the mean profile of cells on the scale of comparison, shape (G,)."""
         return profile(values) if self.counts else np.asarray(values, float).mean(0)
 
-    def profiles(self, cells: np.ndarray) -> pd.DataFrame:
-        """Return the profiles of the conditions among some cells, by (treatment, covariate)."""
-        t, x = self.treatment[cells], self.covariate[cells]
-        if self.counts:
-            return profiles(self.values(cells), t, x, self.adata.var_names)
-        frame = pd.DataFrame(np.asarray(self.values(cells), float), columns=self.adata.var_names)
-        grouped = frame.groupby([pd.Series(t, name="treatment"), pd.Series(x, name="covariate")])
-        return grouped.mean()
+    def training(self, cells: np.ndarray) -> Training:
+        """Return some cells as baselines read them, with profiles on the scale of comparison."""
+        return Training(
+            self.values(cells), self.treatment[cells], self.covariate[cells],
+            control=str(self.schema.control), genes=self.adata.var_names,
+            log_normalise=self.counts,
+        )  # fmt: skip
 
     def components(self, n: int = 50) -> PrincipalComponents:
         """Return principal components of the training cells."""

@@ -305,6 +305,7 @@ def _check(
 
 
 def draw_mixing(z_nd: Floats, genes: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Draw the decoder of cells: maps whose logits have standard deviation 1 over these cells."""
     spread = z_nd.std(0)
     mixing: dict[str, Any] = {
         "center": z_nd.mean(0),

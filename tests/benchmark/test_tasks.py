@@ -95,7 +95,7 @@ def test_the_truth_predicts_best_and_the_rule_has_no_interaction(problem):
 
 def test_interaction_agrees_with_the_metric(problem):
     scene = _Scene(problem, 1000, seed=0)
-    ridge = evaluate.Ridge().fit(scene.train, control="control")
+    ridge = evaluate.Ridge().fit(scene.training)
     predicted = {key: ridge.predict(*key).to_numpy() for key in scene.conditions}
     row = scene._interaction(predicted)
     frame = pd.DataFrame(predicted.values(), pd.MultiIndex.from_tuples(predicted),
@@ -113,8 +113,10 @@ def test_values_that_are_no_counts_are_compared_as_they_are():
     split = pf.splits.combinations(adata, SCHEMA, share=0.3, valid=0, seed=0)
     problem = Problem(adata, SCHEMA, split, "normal")
     cells = np.flatnonzero(problem.condition == "t1|x1")
-    assert problem.profiles(cells).index.tolist() == [("t1", "x1")]
-    np.testing.assert_allclose(problem.profiles(cells).to_numpy()[0], adata.X[cells].mean(0), 1e-5)
+    profiles = problem.training(np.arange(adata.n_obs)).profiles
+    np.testing.assert_allclose(
+        profiles.loc[[("t1", "x1")]].to_numpy()[0], adata.X[cells].mean(0), 1e-5
+    )
     rows = pd.DataFrame(Prediction().references(problem, seed=0))
     assert rows.loc[rows["method"] == REPLICATE, "gain"].dropna().min() > 0.8
 

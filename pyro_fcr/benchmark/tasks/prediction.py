@@ -94,10 +94,8 @@ class Prediction(Task):
     def references(self, problem: Problem, *, seed: int) -> Rows:
         """Score the baselines, the ceiling and the interpolated duplicate."""
         scene = _Scene(problem, self.max_controls, seed)
-        control = problem.schema.control
         makers: dict[str, evaluate.Baseline] = {
-            name: cls().fit(scene.train, control=str(control))
-            for name, cls in evaluate.BASELINES.items()
+            name: cls().fit(scene.training) for name, cls in evaluate.BASELINES.items()
         }
         predictions: dict[str, dict[tuple[str, str], np.ndarray]] = {name: {} for name in makers}
         for key in scene.conditions:
@@ -128,7 +126,8 @@ class _Scene:
         train, test = ~problem.mask("test"), problem.mask("test")
         control, rng = problem.schema.control, np.random.default_rng(seed)
         self.control = str(control)
-        self.train = problem.profiles(train)
+        self.training = problem.training(train)
+        self.train = self.training.profiles
         self.controls: dict[str, np.ndarray] = {}
         halves: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
         for x in sorted(set(problem.covariate)):
@@ -259,7 +258,7 @@ class _Scene:
     @cached_property
     def _additive(self) -> dict[tuple[str, str], np.ndarray]:
         """The additive rule's prediction of every condition it can predict."""
-        rule, found = evaluate.Additive().fit(self.train, control=self.control), {}
+        rule, found = evaluate.Additive().fit(self.training), {}
         for key in self.conditions:
             with suppress(CategoryError):
                 found[key] = rule.predict(*key).to_numpy()

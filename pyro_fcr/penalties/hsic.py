@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pyro_fcr.penalties.base import Penalty, find_block, find_label
@@ -104,15 +105,39 @@ class ConditionalHSIC(Penalty):
         expected = -total / (size * (size - 1)).clamp_min(1.0)
         pairs = (score @ score.T - expected[stratum][:, None]) * same / size[stratum][:, None]
         pairs = pairs.fill_diagonal_(0.0) / len(values)
-        products = centred @ centred.T
-        squares = products.diagonal()
-        distances = (squares[:, None] + squares[None] - 2 * products).clamp_min(0.0)
-        # Kernels of squared width 4d, 2d and d (a whitened pair is 2d apart on average): each
-        # is the square of the one before.
-        wide = torch.exp(distances / (-4.0 * centred.shape[1]))
+        return enough * _PairSums.apply(centred, pairs)
+
+
+class _PairSums(torch.autograd.Function):
+    """Sums over pairs, weighted by p: of products, and of Gaussian kernels of the distances.
+
+    The kernels have squared widths 4d, 2d and d (a whitened pair is 2d apart on average): each is
+    the square of the one before. The backward pass is written out, since what autograd keeps and
+    repeats of these B × B matrices would be most of a small step's time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, pairs: Tensor) -> Tensor:
+        products = values @ values.T
+        squares = products.diagonal().clone()
+        linear = torch.dot(pairs.view(-1), products.view(-1))
+        distances = products.mul_(-2.0).add_(squares[:, None]).add_(squares)
+        wide = distances.clamp_min_(0.0).div_(-4.0 * values.shape[1]).exp_()
         middle = wide.square()
-        gaussian = (wide + middle + middle.square()) / 3.0
-        return enough * torch.stack([(pairs * products).sum(), (pairs * gaussian).sum()])
+        narrow = middle.square()
+        gaussian = torch.dot(pairs.view(-1), (wide + middle).add_(narrow).view(-1)) / 3.0
+        ctx.save_for_backward(values, pairs, wide, middle, narrow)
+        return torch.stack([linear, gaussian])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        values, pairs, wide, middle, narrow = ctx.saved_tensors
+        # d kernel / d distance, times what a distance owes to either cell of its pair.
+        slope = middle.mul(2.0).add_(wide).add_(narrow, alpha=4.0).mul_(pairs)
+        slope *= -1.0 / (3.0 * values.shape[1]) * grad[1]
+        by_distance = slope.sum(1)[:, None] * values - slope @ values
+        return 2.0 * grad[0] * (pairs @ values) + by_distance, None
 
 
 def _whiten(values: Tensor, group: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:

@@ -172,3 +172,16 @@ def test_unknown_variables_are_refused(block, label, given):
 def test_it_reads_means():
     assert ConditionalHSIC.reads == "mean"
     assert hsic.RIDGE < 0.1
+
+
+def test_the_written_out_gradient_is_the_gradient():
+    from pyro_fcr.penalties.hsic import _PairSums
+
+    values = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    pairs = torch.randn(7, 7, dtype=torch.float64)
+    pairs = (pairs + pairs.T).fill_diagonal_(0.0)
+    assert torch.autograd.gradcheck(lambda v: _PairSums.apply(v, pairs), values)
+    distances = torch.cdist(values, values).square()
+    kernels = sum(torch.exp(-distances / (w * 3)) for w in (4, 2, 1)) / 3
+    expected = torch.stack([(pairs * (values @ values.T)).sum(), (pairs * kernels).sum()])
+    torch.testing.assert_close(_PairSums.apply(values, pairs), expected)

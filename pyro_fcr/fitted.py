@@ -15,6 +15,7 @@ import xarray as xr
 from pyro_fcr.analysis.certificate import interaction_certificate, learned_prior
 from pyro_fcr.analysis.diagnose import diagnose
 from pyro_fcr.analysis.diagnostics import importance, predictive_checks
+from pyro_fcr.analysis.doses import dose_response
 from pyro_fcr.analysis.draws import draw_globals, draw_sites, moments, seeded
 from pyro_fcr.analysis.effects import estimate_effects
 from pyro_fcr.analysis.expression import Expression, expected_counts, sampled_counts
@@ -25,7 +26,7 @@ from pyro_fcr.data import open_data, open_source
 from pyro_fcr.errors import DesignError, NotFittedError, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -821,6 +822,59 @@ class Fitted(ABC):
         self._require(self.encode(adata), frozenset({"treatment", "covariates"}), "effects")
         return estimate_effects(
             self, adata, draws=draws, replicate=replicate, level=level, seed=seed
+        )
+
+    def dose_response(
+        self,
+        adata: AnnData | None = None,
+        *,
+        treatment: str,
+        doses: Sequence[float],
+        genes: Sequence[str] | None = None,
+        cells: int = 200,
+        draws: int = 50,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Return what a treatment does to genes over a grid of doses, with 90 % bands.
+
+        Parameters
+        ----------
+        adata
+            The cells; the training data by default. Only control cells are read.
+        treatment
+            A single treatment.
+        doses
+            In the data's unit; they need not have been measured.
+        genes
+            Names; all by default.
+        cells
+            Control cells per covariate group.
+        draws
+            Posterior draws.
+        seed
+            Governs which cells, and all draws.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per covariate group, dose and gene: ``covariate``, ``dose``, ``gene``,
+            ``lfc`` (log2 against the control), ``low``, ``high``.
+
+        Raises
+        ------
+        DesignError
+            If the schema names no dose, or there are no control cells.
+        """
+        self._fitted()
+        return dose_response(
+            self,
+            adata,
+            treatment=treatment,
+            doses=doses,
+            genes=genes,
+            cells=cells,
+            draws=draws,
+            seed=seed,
         )
 
     def report(

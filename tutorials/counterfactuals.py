@@ -1,0 +1,99 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Counterfactuals and their limits
+#
+# *What would this cell have looked like under another treatment?* No experiment can tell: a cell
+# is killed to be counted. In a simulation we can ask the simulator, so here we learn which answers
+# of a model to trust.
+
+# %%
+# %matplotlib inline
+import numpy as np
+import pandas as pd
+
+import pyro_fcr as pf
+from pyro_fcr import plots
+
+adata = pf.simulate.factorised("hold", n_per_condition=100, n_genes=100, seed=2)
+schema = pf.Schema(treatment="treatment", control="control", covariates="covariate")
+unseen = adata.obs["held_out"].to_numpy()
+adata.obs.loc[unseen, ["treatment", "covariate"]].drop_duplicates()
+
+# %% [markdown]
+# These combinations are kept from the model. Every treatment and every kind of cell in them was
+# seen elsewhere.
+
+# %%
+train = adata[~unseen].copy()
+fcr = pf.FCR(train, schema)
+history = fcr.fit(max_epochs=120, seed=0, progress=False)
+
+# %% [markdown]
+# ## Ask, then ask the simulator
+#
+# We take untreated cells of one kind and give them every treatment. `X` of the answer holds the
+# expected counts, layer `sd` how sure the model is.
+
+# %%
+control = adata[(adata.obs["treatment"] == "control") & (adata.obs["covariate"] == "x1")]
+answers = {}
+for treatment in adata.obs["treatment"].cat.categories[1:]:
+    imagined = fcr.counterfactual(control, do={"treatment": treatment}, draws=20)
+    real = pf.simulate.counterfactual_truth(control, treatment)
+    before = pf.simulate.counterfactual_truth(control, "control")
+    change = np.log2(real.mean(0) / before.mean(0))
+    predicted = np.log2(imagined.X.mean(0) / before.mean(0))
+    held = unseen[(adata.obs["treatment"] == treatment) & (adata.obs["covariate"] == "x1")]
+    answers[treatment] = {"seen": not held.any(), "r": np.corrcoef(change, predicted)[0, 1]}
+pd.DataFrame(answers).T
+
+# %% [markdown]
+# `r` is the correlation of the predicted with the true change of the mean, over genes. Where the
+# combination was seen, the model has learned it. Where it was not, this simulator is merciless:
+# every combination has an interaction of its own, drawn at random, which nothing else tells of.
+#
+# ## Three limits
+#
+# 1. **A reconstruction is no prediction.** `reconstruct` has read the cell that it returns.
+
+# %%
+seen = adata[(adata.obs["treatment"] == "t1") & (adata.obs["covariate"] == "x2")]
+again = fcr.reconstruct(seen, draws=10)
+float(
+    np.corrcoef(np.log1p(again.X).ravel(), np.log1p(pf.simulate.expected_counts(seen)).ravel())[
+        0, 1
+    ]
+)
+
+# %% [markdown]
+# 2. **What was never seen has wide intervals, and should.** Effects of unseen combinations are
+#    as uncertain as the interactions found elsewhere are large.
+
+# %%
+effects = fcr.effects()
+width = np.quantile(effects.draws, 0.95, axis=0) - np.quantile(effects.draws, 0.05, axis=0)
+measured = np.isfinite(effects.measured).any(-1)
+pd.Series({"measured": width[measured].mean(), "unseen": width[~measured].mean()}).round(2)
+
+# %% [markdown]
+# 3. **A simple rule may do as well.** Always look at the table with the rules beside the model.
+
+# %%
+adata.obs["split"] = np.where(unseen, "test", "train")
+split = pf.splits.column(adata, "split")
+table = fcr.evaluate(adata, split)
+table[["pearson_change", "pearson_change_top100", "energy_distance"]].round(2)
+
+# %%
+plots.evaluation(table, metrics=["pearson_change_top100", "energy_distance"])[0].figure

@@ -26,7 +26,7 @@ from pyro_fcr.data import open_data, open_source
 from pyro_fcr.errors import DesignError, NotFittedError, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from anndata import AnnData

@@ -138,10 +138,10 @@ except pf.errors.SlotError as error:
 
 # %%
 default = pf.FCR(train, schema, **options)
-default.fit(max_epochs=150, batch_size=256, learning_rate=0.02, seed=0, progress=False)
+default.fit(max_epochs=120, batch_size=512, learning_rate=0.02, seed=0, progress=False)
 
 mine = pf.FCR(train, schema, priors={"z_t": OneCurve()}, **options)
-history = mine.fit(max_epochs=150, batch_size=256, learning_rate=0.02, seed=0, progress=False)
+history = mine.fit(max_epochs=120, batch_size=512, learning_rate=0.02, seed=0, progress=False)
 history.filter(like="kl.").iloc[[0, 9, -1]].round(2)
 
 # %% [markdown]

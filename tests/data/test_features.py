@@ -6,7 +6,7 @@ import pytest
 from tiny import fit, tiny_adata, tiny_fcr, tiny_schema
 
 import pyro_fcr as pf
-from pyro_fcr.data import Design
+from pyro_fcr.data import Design, open_data
 from pyro_fcr.errors import CategoryError, DesignError, LoadError, SchemaError, SlotError
 
 VECTORS = {"A": [1.0, 0.0], "B": [0.0, 2.0], "new": [1.0, 1.0]}
@@ -87,6 +87,20 @@ def test_the_key(adata):
         told(adata)
     with pytest.raises(SchemaError, match="treatment_features without a treatment"):
         pf.Schema(treatment_features="known")
+
+
+@pytest.mark.parametrize("place", ["uns", "varm"])
+def test_files_on_disk_tell_the_same(adata, place, tmp_path):
+    adata.var_names = ["A", "B", *adata.var_names[2:]]
+    frame = pd.DataFrame(VECTORS, index=["f", "g"]).T
+    if place == "uns":
+        adata.uns["known"] = frame
+    else:
+        adata.varm["known"] = np.arange(40.0).reshape(20, 2)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    design, stored = told(adata), told(open_data(tmp_path / "a.h5ad"))
+    assert stored == design
+    np.testing.assert_array_equal(stored.treatment_features, design.treatment_features)
 
 
 def test_the_dose_unit_of_a_treatment_without_cells(adata):

@@ -82,7 +82,7 @@ class ModelError:
         predicted: NDArray[np.float64],
         noise: NDArray[np.float64],
     ) -> ModelError:
-        """Match moments: E gap² = (1 − absorbed) · noise + a + b · predicted².
+        """Regress squares: E gap² = (1 − absorbed) · noise + a + b · predicted².
 
         Parameters
         ----------
@@ -95,11 +95,9 @@ class ModelError:
         square, noise, predicted = gap[kept] ** 2, noise[kept], predicted[kept]
         # Noisy genes would drown the others: weigh each by what its square is worth.
         weight = 1 / (noise + np.median(noise))
-        absorbed = max(0.0, 1 - float((weight * square).sum() / (weight * noise).sum()))
-        excess = (square - (1 - absorbed) * noise) * weight
-        basis = np.stack([np.ones(len(noise)), predicted**2], axis=1) * weight[:, None]
-        floor, slope = nnls(basis, excess)[0]
-        return cls(float(floor), float(slope), absorbed)
+        basis = np.stack([noise, np.ones(len(noise)), predicted**2], axis=1)
+        left, floor, slope = nnls(basis * weight[:, None], square * weight)[0]
+        return cls(float(floor), float(slope), max(0.0, 1 - float(left)))
 
     def variance(self, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return a + b m² for each predicted log fold change."""

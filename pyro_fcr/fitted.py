@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import anndata as ad
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from pyro_fcr import io
 from pyro_fcr.analysis.certificate import interaction_certificate, learned_prior
 from pyro_fcr.analysis.diagnose import diagnose
 from pyro_fcr.analysis.diagnostics import importance, predictive_checks
@@ -27,7 +29,6 @@ from pyro_fcr.errors import DesignError, NotFittedError, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from anndata import AnnData
     from torch import nn
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from pyro_fcr.evaluate import Certificate
     from pyro_fcr.model import LatentModel
     from pyro_fcr.penalties import Head
+
+    Data: TypeAlias = AnnData | str | Path | Sequence[str | Path] | None
 
 __all__ = ["Fitted"]
 
@@ -177,9 +180,21 @@ class Fitted(ABC):
 
     # ---- latents ---------------------------------------------------------------------------
 
+    @overload
     def latents(
-        self, adata: AnnData | None = None, *, key_added: str | None = None
-    ) -> dict[str, pd.DataFrame]:
+        self, adata: Data = ..., *, key_added: str | None = ..., out: None = ...
+    ) -> dict[str, pd.DataFrame]: ...
+
+    @overload
+    def latents(self, adata: Data = ..., *, out: str | Path) -> Path: ...
+
+    def latents(
+        self,
+        adata: Data = None,
+        *,
+        key_added: str | None = None,
+        out: str | Path | None = None,
+    ) -> dict[str, pd.DataFrame] | Path:
         """Return the posterior means of every block.
 
         Parameters
@@ -189,14 +204,20 @@ class Fitted(ABC):
         key_added
             Also write them to ``adata.obsm["X_{key_added}_{block}"]``; nothing is written
             without it.
+        out
+            An ``.h5ad`` file or ``.zarr`` store to write them to instead, as they come, under
+            ``obsm["X_{block}"]``.
 
         Returns
         -------
         dict of pandas.DataFrame
-            Per block (N, d), one row per cell.
+            Per block (N, d), one row per cell; the file's path where ``out`` is given.
         """
         self._fitted()
         cells = self.encode(adata)
+        if out is not None:
+            self._write_latents(cells, out)
+            return Path(out)
         frames = {
             name: pd.DataFrame(
                 mean, index=cells.names, columns=[f"{name}_{i}" for i in range(mean.shape[1])]
@@ -204,13 +225,13 @@ class Fitted(ABC):
             for name, (mean, _) in self._moments(cells).items()
         }
         if key_added is not None:
-            if adata is None:
+            if not isinstance(adata, ad.AnnData):
                 raise DesignError(
                     sentence(
                         "nowhere to write",
                         where="key_added",
                         expected="an AnnData to write to",
-                        got="None",
+                        got=type(adata).__name__,
                         hint="pass adata as well",
                     )
                 )
@@ -248,6 +269,15 @@ class Fitted(ABC):
                 )
             )
         return np.concatenate([frames[name].to_numpy() for name in names], axis=1)
+
+    def _write_latents(self, cells: Cells, out: str | Path) -> None:
+        shapes = {f"obsm/X_{block.name}": block.size for block in self.declaration.blocks}
+        start = 0
+        with io.cells_file(out, cells.obs(), shapes=shapes) as arrays, seeded(0):
+            for batch in self._chunks(cells):
+                for name, (mean, _) in moments(self.guide, batch).items():
+                    arrays[f"obsm/X_{name}"][start : start + len(batch)] = mean.cpu().numpy()
+                start += len(batch)
 
     def _moments(self, cells: Cells) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -393,15 +423,40 @@ class Fitted(ABC):
 
     # ---- expression ------------------------------------------------------------------------
 
+    @overload
     def counterfactual(
         self,
-        adata: AnnData | None = None,
+        adata: Data = ...,
+        *,
+        do: Mapping[str, Any],
+        library: float | None = ...,
+        draws: int = ...,
+        seed: int = ...,
+        out: None = ...,
+    ) -> AnnData: ...
+
+    @overload
+    def counterfactual(
+        self,
+        adata: Data = ...,
+        *,
+        do: Mapping[str, Any],
+        library: float | None = ...,
+        draws: int = ...,
+        seed: int = ...,
+        out: str | Path,
+    ) -> Path: ...
+
+    def counterfactual(
+        self,
+        adata: Data = None,
         *,
         do: Mapping[str, Any],
         library: float | None = None,
         draws: int = 50,
         seed: int = 0,
-    ) -> AnnData:
+        out: str | Path | None = None,
+    ) -> AnnData | Path:
         """Return the expression each cell would have had.
 
         The latents that do not descend from what ``do`` sets keep their posterior draws; the
@@ -420,6 +475,9 @@ class Fitted(ABC):
             Number of posterior draws.
         seed
             Governs the draws.
+        out
+            An ``.h5ad`` file or ``.zarr`` store to write the result to as it comes; its path is
+            returned.
 
         Returns
         -------
@@ -438,15 +496,23 @@ class Fitted(ABC):
         """
         factual = self.encode(adata)
         intervened, redraw = self.design.do(factual, do), self.descendants(do)
-        found = self._expected(factual, do, draws, seed, library=library)
-        out = self._expression(found, intervened)
-        before = factual.obs()
-        for name in out.obs.columns.intersection(before.columns):
-            if list(before[name].astype(str)) != list(out.obs[name].astype(str)):
-                out.obs[f"{name}_factual"] = before[name].to_numpy()
+        obs, before = intervened.obs(), factual.obs()
+        for name in obs.columns.intersection(before.columns):
+            if list(before[name].astype(str)) != list(obs[name].astype(str)):
+                obs[f"{name}_factual"] = before[name].to_numpy()
         told = {name: str(value) for name, value in do.items()}
-        out.uns["counterfactual"] = {"do": told, "draws": draws, "redrawn": sorted(redraw)}
-        return out
+        uns = {"counterfactual": {"do": told, "draws": draws, "redrawn": sorted(redraw)}}
+        if out is None:
+            found = self._expected(factual, do, draws, seed, library=library)
+            made = self._expression(found, intervened)
+            made.obs, made.uns = obs, uns
+            return made
+        genes = self.design.genes
+        shapes = dict.fromkeys(("X", "layers/sd", "layers/q05", "layers/q95"), len(genes))
+        with io.cells_file(out, obs, genes=genes, shapes=shapes, uns=uns) as arrays:
+            into = Expression(*(arrays[place] for place in shapes))
+            self._expected(factual, do, draws, seed, library=library, into=into)
+        return Path(out)
 
     def corrected_expression(
         self,
@@ -540,6 +606,7 @@ class Fitted(ABC):
         seed: int,
         *,
         library: float | None = None,
+        into: Expression | None = None,
     ) -> Expression:
         self._fitted()
         intervened, redraw = self.design.do(factual, do) if do else factual, self.descendants(do)
@@ -577,6 +644,7 @@ class Fitted(ABC):
             draws=draws,
             seed=seed,
             device=self.device,
+            into=into,
         )
 
     # ---- judgement -------------------------------------------------------------------------

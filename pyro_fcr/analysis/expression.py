@@ -41,6 +41,7 @@ def expected_counts(
     draws: int,
     seed: int,
     device: torch.device,
+    into: Expression | None = None,
 ) -> Expression:
     """Summarise the expected counts of cells over posterior draws.
 
@@ -59,6 +60,8 @@ def expected_counts(
         Governs the draws.
     device
         Where to compute.
+    into
+        Arrays to write to, on disk perhaps; new ones by default.
 
     Returns
     -------
@@ -67,7 +70,7 @@ def expected_counts(
         count, without the sampling noise of molecules.
     """
     n, genes = len(factual), factual.design.n_genes
-    out = Expression(*(np.empty((n, genes), np.float32) for _ in range(4)))
+    out = into or Expression(*(np.empty((n, genes), np.float32) for _ in range(4)))
     size = max(1, min(512, DRAWN_VALUES // max(1, draws * genes)))
     shared = _shared(guide, factual, draws, seed, device)
     for start in range(0, n, size):

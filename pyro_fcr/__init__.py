@@ -12,12 +12,24 @@ from pyro_fcr.likelihoods import Likelihood
 from pyro_fcr.nn import Block
 from pyro_fcr.penalties import Penalty
 from pyro_fcr.priors import Prior
-from pyro_fcr.systems import CPA, FCR, IVAE, SVAE, VAE, BetaVAE, ConditionalVAE, FactorVAE, InVAE
+from pyro_fcr.systems import (
+    CPA,
+    FCR,
+    IVAE,
+    SAMSVAE,
+    SVAE,
+    VAE,
+    BetaVAE,
+    ConditionalVAE,
+    FactorVAE,
+    InVAE,
+)
 
 __all__ = [
     "CPA",
     "FCR",
     "IVAE",
+    "SAMSVAE",
     "SVAE",
     "VAE",
     "BetaVAE",

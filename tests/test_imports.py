@@ -35,7 +35,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "data": LEAVES,
     "distributions": LEAVES,
     "nn": LEAVES | {"data"},
-    "decoders": GROUND,
+    "decoders": GROUND | {"priors"},
     "priors": GROUND,
     "likelihoods": GROUND,
     "penalties": GROUND,

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from pyro_fcr.decoders.base import Decoder
 from pyro_fcr.decoders.network import NetworkDecoder
 from pyro_fcr.errors import SlotError, sentence
-from pyro_fcr.nn import LabelCode
+from pyro_fcr.nn import Block, LabelCode, check_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyro_fcr.data import Batch, Design
-    from pyro_fcr.nn import Block
+    from pyro_fcr.priors import Prior
 
 __all__ = ["AdditiveDecoder"]
 
@@ -34,10 +34,16 @@ class AdditiveDecoder(Decoder):
     combination add, and a control cell has none. It is the compositional perturbation
     autoencoder's (Lotfollahi et al., Mol Syst Biol 2023). Effects start at zero.
 
+    A treatment's effect may instead be the mean of a prior over latents, with whatever Bayesian
+    parameters that has: with sparse masks (:class:`~pyro_fcr.priors.SparseShift`) it is
+    SAMS-VAE's (Bereket & Karaletsos, NeurIPS 2023).
+
     Parameters
     ----------
     parents
         Labels whose effects are added: any of ``"treatment"``, ``"covariates"``, ``"batch"``.
+    effects
+        A prior whose mean is the treatment's effect, in place of a free vector per treatment.
     hidden
         Widths of the network's hidden layers; by default those the system was given.
 
@@ -47,13 +53,17 @@ class AdditiveDecoder(Decoder):
         If no label is named, or one that the schema does not have.
     """
 
+    axes: Tensor
+
     def __init__(
         self,
         parents: Sequence[str] = ("treatment", "covariates"),
+        effects: Prior | None = None,
         hidden: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.parents = (parents,) if isinstance(parents, str) else tuple(parents)
+        self.effects = effects
         self.hidden = None if hidden is None else tuple(hidden)
 
     def bind(
@@ -66,7 +76,7 @@ class AdditiveDecoder(Decoder):
         with_batch: bool,
     ) -> None:
         """Make the effects and the network."""
-        if not self.parents:
+        if not self.parents and self.effects is None:
             raise SlotError(
                 sentence(
                     "no label whose effect is added",
@@ -76,17 +86,29 @@ class AdditiveDecoder(Decoder):
                     hint="use NetworkDecoder",
                 )
             )
-        self.code = LabelCode(design, self.parents)
+        free = [name for name in self.parents if self.effects is None or name != "treatment"]
         size = sum(block.size for block in blocks)
-        self.effects = nn.Linear(self.code.size, size, bias=False)
-        nn.init.zeros_(self.effects.weight)
+        self.code = LabelCode(design, free)
+        if free:
+            self.table = nn.Linear(self.code.size, size, bias=False)
+            nn.init.zeros_(self.table.weight)
+        if self.effects is not None:
+            whole = Block("effects", size, check_labels(["treatment"], design, where="effects="))
+            self.effects.bind(whole, design)
+        self.register_buffer("axes", torch.eye(size))
         self.network = NetworkDecoder(hidden=self.hidden)
         self.network.bind(blocks, design, start, hidden=hidden, with_batch=with_batch)
         self.reads = self.network.reads | frozenset(self.parents)
+        self.reads |= frozenset() if self.effects is None else {"treatment"}
 
     def shift(self, batch: Batch) -> Tensor:
         """Return what the labels add to each cell's latents; shape (B, d)."""
-        return GAIN * self.effects(self.code(batch))
+        shift = batch.library.new_zeros(len(batch), len(self.axes))
+        if hasattr(self, "table"):
+            shift = shift + GAIN * self.table(self.code(batch))
+        if self.effects is not None:
+            shift = shift + self.effects(batch).mean
+        return shift @ self.axes.T
 
     def forward(self, z: Tensor, batch: Batch) -> Tensor:
         """Map latents (..., B, d) to (..., B, channels · G)."""
@@ -96,4 +118,4 @@ class AdditiveDecoder(Decoder):
     def turn(self, columns: slice, inverse: Tensor) -> None:
         """Read latents z' = A z in some columns as before: ``inverse`` is A⁻¹."""
         self.network.turn(columns, inverse)
-        self.effects.weight[columns] = torch.linalg.solve(inverse, self.effects.weight[columns])
+        self.axes[columns] = torch.linalg.solve(inverse, self.axes[columns])

@@ -89,7 +89,7 @@ def test_a_network_may_read_no_label_and_an_addition_must_read_one():
 def test_effects_add_scale_with_dose_and_leave_controls_alone():
     cells = tiny_cells(tiny_adata(combo=True))
     decoder = bound(AdditiveDecoder("treatment"), cells)
-    nn.init.normal_(decoder.effects.weight)
+    nn.init.normal_(decoder.table.weight)
     names = np.asarray(cells.obs()["drug"].astype(str))
     batch, z = cells.batch(), torch.randn(3)
     shift = decoder.shift(batch)

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from pyro import poutine
 from tiny import fit, tiny_adata, tiny_schema
 
 import pyro_fcr as pf
 from pyro_fcr.errors import DesignError, SlotError
 
-SYSTEMS = (pf.VAE, pf.BetaVAE, pf.FactorVAE, pf.IVAE, pf.ConditionalVAE, pf.CPA)
+SYSTEMS = (pf.VAE, pf.BetaVAE, pf.FactorVAE, pf.IVAE, pf.ConditionalVAE, pf.CPA, pf.SAMSVAE)
 BLIND = (pf.VAE, pf.BetaVAE, pf.FactorVAE)
 
 
@@ -18,7 +19,7 @@ def adata():
 
 
 def make(system, adata, schema=None, **options):
-    block = "z_basal" if system is pf.CPA else "z"
+    block = "z_basal" if system in (pf.CPA, pf.SAMSVAE) else "z"
     return system(adata, schema or tiny_schema(), sizes={block: 3}, hidden=(8,), **options)
 
 
@@ -82,6 +83,26 @@ def test_a_single_treatment_and_its_combination_add_in_the_latents(adata):
         shift = {t: decoder.shift(batch) for t, batch in to.items()}
     assert float(shift["A"].abs().min()) > 0
     assert not shift["ctrl"].any()
+    torch.testing.assert_close(shift["A+B"], shift["A"] + shift["B"])
+
+
+def test_masked_effects_add_and_have_a_posterior(adata):
+    model = make(pf.SAMSVAE, adata, sparsity=5.0)
+    fit(model, max_epochs=3)
+    drawn = model.posterior(adata[:5], draws=4).posterior
+    masks, shifts = drawn["decoder.effects.mask"], drawn["decoder.effects.shift"]
+    assert masks.shape == shifts.shape == (1, 4, 2, 3)
+    assert set(np.unique(masks)) <= {0.0, 1.0}
+    decoder, cells = model.model.decoder, model.encode(adata)
+    to = {t: model.design.do(cells, {"treatment": t}).batch() for t in ("ctrl", "A", "B", "A+B")}
+    data = {k: torch.tensor(v.values[0, 0]) for k, v in drawn.items() if k.startswith("decoder")}
+    shift = {}
+    for t, batch in to.items():
+        with torch.no_grad(), poutine.condition(data=data):
+            shift[t] = decoder.shift(batch)
+    mask, effect = data["decoder.effects.mask"], data["decoder.effects.shift"]
+    assert not shift["ctrl"].any()
+    torch.testing.assert_close(shift["A"][0], (mask * effect)[0])
     torch.testing.assert_close(shift["A+B"], shift["A"] + shift["B"])
 
 

@@ -8,6 +8,7 @@ from anndata import AnnData
 import pyro_fcr as pf
 from pyro_fcr import evaluate
 from pyro_fcr.benchmark import Problem, available, compare, read_config, run, summarise
+from pyro_fcr.benchmark.tasks.calibration import Calibration
 from pyro_fcr.benchmark.tasks.prediction import CEILING, REPLICATE, Prediction, _Scene
 from pyro_fcr.benchmark.tasks.reading import Clustering, Factors, Independence
 from pyro_fcr.benchmark.tasks.recovery import Recovery
@@ -152,6 +153,21 @@ def test_true_latents_are_recovered_and_independent(problem):
     assert abs(table.loc[("z_x", "treatment"), "score"] - 0.5) < 0.1
     assert table.loc[("z_t", "treatment"), "score"] > 0.7
     assert table.loc[("z_x", "covariate"), "score"] > 0.7
+
+
+def test_coverage_of_the_exact_posterior_and_of_one_too_narrow():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(2000, 2))
+    condition = np.repeat(["a", "b"], 1000)
+    # A posterior with known errors: truth = mean + N(0, 0.6^2), in another order, sign and scale.
+    mean = truth + 0.6 * rng.normal(size=truth.shape)
+    shrunk, sd = mean / 1.36, 0.6 / np.sqrt(1.36)
+    draws = shrunk + sd * rng.normal(size=(200, *truth.shape))
+    row = Calibration()._coverage(-3 * draws[:, :, ::-1] + 1, truth, condition)
+    assert row["coverage 90%"] == pytest.approx(0.9, abs=0.02)
+    assert row["matched"] == pytest.approx(1 / np.sqrt(1.36), abs=0.02)
+    narrow = shrunk + 0.3 * sd * rng.normal(size=draws.shape)
+    assert Calibration()._coverage(narrow, truth, condition)["coverage 90%"] < 0.6
 
 
 def test_clusters_and_factors(problem):

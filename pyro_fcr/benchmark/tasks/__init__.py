@@ -1,6 +1,7 @@
 """The tasks, by the name that configurations use."""
 
 from pyro_fcr.benchmark.tasks.base import Task
+from pyro_fcr.benchmark.tasks.calibration import Calibration
 from pyro_fcr.benchmark.tasks.integration import Integration
 from pyro_fcr.benchmark.tasks.prediction import Prediction
 from pyro_fcr.benchmark.tasks.reading import Clustering, Factors, Independence
@@ -9,6 +10,7 @@ from pyro_fcr.benchmark.tasks.recovery import Recovery
 __all__ = ["TASKS", "Task"]
 
 TASKS: dict[str, type[Task]] = {
+    "calibration": Calibration,
     "clustering": Clustering,
     "factors": Factors,
     "independence": Independence,

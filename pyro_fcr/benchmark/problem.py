@@ -11,7 +11,7 @@ import numpy as np
 from pyro_fcr import datasets, simulate
 from pyro_fcr.data import Schema, Split, splits, top_genes
 from pyro_fcr.errors import BenchmarkError, FCRError, sentence
-from pyro_fcr.evaluate import Training, log_normalised, principal_components, profile
+from pyro_fcr.evaluate import Training, cell_values, principal_components, profile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,11 +92,11 @@ class Problem:
 
     def transform(self, values: Any) -> np.ndarray:
         """Return cells on the scale of comparison: log-normalised, or as they are."""
-        return log_normalised(values) if self.counts else np.asarray(values, float)
+        return cell_values(values, log_normalise=self.counts)
 
     def profile(self, values: Any) -> np.ndarray:
         """Return the mean profile of cells on the scale of comparison, shape (G,)."""
-        return profile(values) if self.counts else np.asarray(values, float).mean(0)
+        return profile(values, log_normalise=self.counts)
 
     def training(self, cells: np.ndarray) -> Training:
         """Return some cells as baselines read them, with profiles on the scale of comparison."""

@@ -65,7 +65,7 @@ class Calibration(Task):
         return [row]
 
     def references(self, problem: Problem, *, seed: int) -> Rows:
-        """Score the moments of the training cells of each condition as a Gaussian for the latents."""
+        """Score Gaussians with the moments of each condition's training cells."""
         if self.block not in problem.adata.obsm:
             return []
         rng, test = np.random.default_rng(seed), np.flatnonzero(problem.mask("test"))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from pyro_fcr import evaluate
 from pyro_fcr.benchmark.tasks.base import Task
@@ -30,7 +29,7 @@ CEILING = "noise ceiling"
 """The root of the halves' correlation: what the truth's noise leaves to a correlation."""
 
 DUPLICATE = "interpolated duplicate"
-"""Half-way from the additive prediction to the replicate: a metric must rank it between them."""
+"""The positive control of the metrics: :func:`~pyro_fcr.evaluate.interpolated_duplicate`."""
 
 SINGLES = "sum of singles"
 """The control and the changes of a combination's parts, each given alone to the same cells."""
@@ -53,7 +52,9 @@ class Prediction(Task):
 
     One row per method and condition: ``pearson change`` from the control over all genes and the
     top 20 and 100, ``pearson vs treated`` (the change from the mean of all treated training
-    profiles of these covariates), ``R2`` of the profile over the top 100, ``gain`` (share of the
+    profiles of these covariates), ``R2`` of the profile over the top 100, ``DE precision``
+    (average precision of the genes called at a false discovery rate of .05, by predicted change;
+    chance is their ``DE share``), ``gain`` (share of the
     squared distance from the control to the truth that the prediction removes; below 0 it is
     worse than no effect), ``size`` (length of the predicted change by the measured one's),
     ``centroid accuracy`` (share of other treatments' profiles that are farther), and ``energy
@@ -102,13 +103,14 @@ class Prediction(Task):
             for name, baseline in makers.items():
                 with suppress(CategoryError):
                     predictions[name][key] = baseline.predict(*key).to_numpy()
-        replicate = scene.other
         predictions[SINGLES] = _sums(scene, problem.schema.separator)
-        between = {key: (value + replicate[key]) / 2
-                   for key, value in predictions["additive"].items()}  # fmt: skip
+        two, one = scene.halves
+        if len(one) > 2:
+            mixed = evaluate.interpolated_duplicate(one, two)
+            predictions[DUPLICATE] = dict(zip(mixed.index, mixed.to_numpy(), strict=True))
         trained = dict(zip(scene.train.index, scene.train.to_numpy(), strict=True))
         seen = {key: trained[key] for key in scene.conditions if key in trained}
-        predictions |= {REPLICATE: replicate, DUPLICATE: between, SEEN: seen}
+        predictions |= {REPLICATE: scene.other, SEEN: seen}
         rows = [
             {"method": name, **row}
             for name, predicted in predictions.items()
@@ -171,18 +173,15 @@ class _Scene:
         }
 
     @cached_property
-    def _de(self) -> dict[tuple[str, str], np.ndarray]:
-        """Genes by falling absolute Welch t of the half that is not scored."""
+    def _de(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """Genes by falling absolute Welch t of the half that is not scored, or of both."""
         found = {}
         for (t, x), (_, chosen) in self._halves.items():
-            treated = self.problem.transform(self.problem.values(chosen))
-            control = self._start(x)
-            if len(treated) < 2:
-                score = treated.mean(0) - control.mean(0)
-            else:
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    score = stats.ttest_ind(treated, control, equal_var=False).statistic
-            found[t, x] = np.argsort(-np.abs(np.nan_to_num(score)), kind="stable")[:TOP]
+            if len(chosen) < 2:
+                chosen = np.concatenate(self._halves[t, x])
+            treated, control = self.problem.values(chosen), self.problem.values(self.controls[x])
+            table = evaluate.de_genes(treated, control, log_normalise=self.problem.counts)
+            found[t, x] = table.sort_values("t", key=np.abs, ascending=False, kind="stable")
         return found
 
     def _start(self, x: str) -> np.ndarray:
@@ -204,7 +203,8 @@ class _Scene:
     def _row(self, key: tuple[str, str], predicted: np.ndarray) -> dict[str, Any]:
         t, x = key
         truth, reference = self._truth[key], self.reference[x]
-        de = self._de[key]
+        table = self._de[key]
+        de = table.index.to_numpy()[:TOP]
         row: dict[str, Any] = {"treatment": t, "covariate": x, "cells": len(self._halves[key][0])}
         for name, genes in (("", None), (" top 20", de[:20]), (" top 100", de)):
             row[f"pearson change{name}"] = evaluate.pearson_change(
@@ -213,6 +213,9 @@ class _Scene:
         if x in self._treated:
             row["pearson vs treated"] = evaluate.pearson_change(predicted, truth, self._treated[x])
         row["R2 top 100"] = evaluate.r2(predicted, truth, de)
+        called = table["called"].sort_index().to_numpy()
+        row["DE precision"] = evaluate.de_pr_auc(predicted - reference, called)
+        row["DE share"] = float(called.mean())
         apart = float(((reference - truth) ** 2).sum())
         row["gain"] = 1 - float(((predicted - truth) ** 2).sum()) / apart
         row["size"] = float(np.sqrt(((predicted - reference) ** 2).sum() / apart))

@@ -335,9 +335,7 @@ class Fitted(ABC):
         if name not in known:
             raise DesignError(
                 sentence(
-                    "no classifier to ask"
-                    if head is None
-                    else f"no classifier is called {head!r}",
+                    "no one classifier to ask" if head is None else "no such classifier",
                     where="predict_labels(head=)",
                     expected=f"one of {sorted(known)}",
                     got=repr(head),

@@ -44,16 +44,11 @@ class InVAE(Estimator):
     biology has a classifier on ``z_inv``, ``LABEL_head``, which :meth:`predict_labels` asks.
 
     Parameters, raises: see :class:`~pyro_fcr.estimator.Estimator`. Blocks: ``z_inv`` (10),
-    ``z_spur`` (5). Options:
-
-    - ``invariant``: columns of biology, labels or numbers; by default the covariates and
-      continuous covariates that are not ``spurious``;
-    - ``spurious``: columns of batch or site; by default the schema's batch;
-    - ``factorised``: whether ``z_inv`` has a Gaussian prior, or the energy-based one of NFinVAE
-      (:class:`~pyro_fcr.priors.NonFactorised`).
-
-    Independences are asked for within groups of cells, so they stand only where all columns of
-    biology, or of batch, are labels.
+    ``z_spur`` (5). Options: ``invariant``, columns of biology, labels or numbers, by default all
+    covariates that are not spurious; ``spurious``, columns of batch or site, by default the
+    schema's batch; ``factorised``, whether ``z_inv`` has a Gaussian prior or the energy-based one
+    of NFinVAE (:class:`~pyro_fcr.priors.NonFactorised`). An independence given columns of which
+    some are numbers has no groups of cells to stand in, and is left out.
 
     Examples
     --------
@@ -81,24 +76,22 @@ class InVAE(Estimator):
         e = _columns(design, spurious, () if schema.batch is None else (schema.batch,))
         others = [name for name in (*schema.covariates, *schema.continuous) if name not in e]
         d = _columns(design, invariant, others)
-        for name, columns in {"invariant": d, "spurious": e}.items():
-            if not columns or set(d) & set(e):
-                raise SchemaError(
-                    sentence(
-                        "biology and batch must both be told, and apart",
-                        where=f"InVAE({name}=)",
-                        expected="columns of the schema's covariates, treatment or batch",
-                        got=f"invariant {list(d)}, spurious {list(e)}",
-                        hint="name them: Schema(covariates=..., batch=...)",
-                    )
+        if not d or not e or set(d) & set(e):
+            raise SchemaError(
+                sentence(
+                    "biology and batch must both be told, and apart",
+                    where="InVAE(invariant=, spurious=)",
+                    expected="columns of the schema's covariates, treatment or batch",
+                    got=f"invariant {list(d)}, spurious {list(e)}",
+                    hint="name them: Schema(covariates=..., batch=...)",
                 )
+            )
         blocks = (
             Block("z_inv", sizes.get("z_inv", 10), frozenset(d)),
             Block("z_spur", sizes.get("z_spur", 5), frozenset(e)),
         )
-        d_labels, e_labels = (
-            tuple(n for n in names if n not in design.continuous) for names in (d, e)
-        )
+        d_labels = tuple(name for name in d if name not in design.continuous)
+        e_labels = tuple(name for name in e if name not in design.continuous)
         pairs = [("z_inv", name, d_labels, d) for name in e_labels]
         pairs += [("z_spur", name, e_labels, e) for name in d_labels]
         terms = {
@@ -112,9 +105,8 @@ class InVAE(Estimator):
         terms["density_ratio"] = Weighted(DensityRatioTC(pair), 0.0)
         for name in d_labels:
             terms[f"{name}_head"] = Weighted(CovariateHead("z_inv", name), 1.0)
-        z_inv = Gaussian() if factorised else NonFactorised()
+        priors = {"z_inv": Gaussian() if factorised else NonFactorised(), "z_spur": Gaussian()}
         aligned = ("z_inv",) if factorised else ()
-        priors = {"z_inv": z_inv, "z_spur": Gaussian()}
         return Declaration(blocks, priors, terms, aligned=aligned, batch_in_decoder=False)
 
 

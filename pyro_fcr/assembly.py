@@ -162,6 +162,7 @@ def assemble(
             heads=heads,
             betas=declaration.betas,
             priors=dict(model.priors.items()),
+            priced=[b.name for b in blocks if any(other.parents < b.parents for other in blocks)],
         )
         if check:
             check_terms(objective, batch)

@@ -235,6 +235,7 @@ class Estimator(Fitted):
         kl_warmup: float = 0.01,
         penalty_warmup: float = 0.2,
         align_at: float = 0.5,
+        head_start: float = 4.0,
         weight_decay: float | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
@@ -267,6 +268,11 @@ class Estimator(Fitted):
             Fraction of the steps after which the gauge of the interaction block is fixed by
             joint diagonalisation (:mod:`pyro_fcr.infer.gauge`); 1 fixes it at the very end, more
             than 1 never.
+        head_start
+            Factor, at the first step, on the divergence of blocks that read more labels than
+            another block does (FCR's z_tx); it falls to 1 over a tenth of the steps. What a block
+            of fewer labels can hold finds its place there: without it, an interaction block with
+            dimensions to spare takes what belongs to z_x. 1 turns it off.
         weight_decay
             Decoupled weight decay of encoders, decoder and prior tables; by default
             :func:`default_weight_decay`, which the number of training cells decides.
@@ -357,6 +363,7 @@ class Estimator(Fitted):
                 kl_warmup=kl_warmup,
                 penalty_warmup=penalty_warmup,
                 align=align_at,
+                head_start=head_start,
                 weight_decay=decay,
             )
             names = train.names.tolist()
@@ -647,5 +654,5 @@ def _keyword_only(function: Callable[..., Any]) -> list[str]:
 
 
 def _told(plan: Plan) -> dict[str, float]:
-    told = ("learning_rate", "kl_warmup", "penalty_warmup", "align", "weight_decay")
+    told = ("learning_rate", "kl_warmup", "penalty_warmup", "align", "head_start", "weight_decay")
     return {name: getattr(plan, name) for name in told}

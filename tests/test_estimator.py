@@ -718,3 +718,8 @@ def test_evaluate_sets_the_model_beside_baselines(adata, split):
     assert "FCR" in table.index or "FCR" in set(table.get("method", []))
     assert {"r2", "pearson_change", "energy_distance"} <= set(table.columns)
     assert len(table) >= 5
+
+
+def test_blocks_of_more_labels_than_another_are_priced_and_no_others(adata):
+    assert tiny_fcr(adata)._objective.priced == {"z_tx"}
+    assert pf.VAE(adata, tiny_schema())._objective.priced == frozenset()

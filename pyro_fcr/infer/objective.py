@@ -23,7 +23,7 @@ from pyro_fcr.nn import (
 from pyro_fcr.penalties import Adversarial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from pyro_fcr.data import Batch
 
@@ -144,6 +144,7 @@ class SiteELBO(TraceMeanField_ELBO):
     def __init__(self, kl_weight: float = 1.0, betas: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self.kl_weight, self.betas = kl_weight, dict(betas or {})
+        self.prices: dict[str, float] = {}
 
     def site_terms(
         self, model: Callable[[Batch], Any], guide: Callable[[Batch], Any], batch: Batch
@@ -193,7 +194,8 @@ class SiteELBO(TraceMeanField_ELBO):
         loss = torch.stack([-value for value in observed.values()]).sum()
         for name, value in divergences.items():
             annealed = self.kl_weight if name in self.local_sites else 1.0
-            loss = loss + annealed * self.betas.get(name, 1.0) * value
+            fixed = self.betas.get(name, 1.0) * self.prices.get(name, 1.0)
+            loss = loss + annealed * fixed * value
         for value in factors.values():
             loss = loss + value
         return loss
@@ -214,6 +216,8 @@ class Objective(nn.Module):
         By latent site: a prior's ``own_loss``, where it has one, joins the loss under the name
         ``prior.NAME``; the divergence of a site whose prior is not ``normalised`` goes by the
         name ``kl.NAME.unnormalised``, since with it the loss bounds no likelihood.
+    priced
+        Latent sites whose divergence carries the factor ``price`` of :meth:`forward`.
     """
 
     def __init__(
@@ -225,6 +229,7 @@ class Objective(nn.Module):
         heads: Mapping[str, Weighted],
         betas: Mapping[str, float] | None = None,
         priors: Mapping[str, Any] | None = None,
+        priced: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self.model = ObservedHeads(model, heads)
@@ -233,6 +238,7 @@ class Objective(nn.Module):
         self.unnormalised = {k for k, prior in own.items() if not prior.normalised}
         self.guide = PenalisedGuide(guide, penalties)
         self.elbo = SiteELBO(betas=betas)
+        self.priced = frozenset(priced)
 
     @property
     def critics(self) -> dict[str, Adversarial]:
@@ -271,7 +277,9 @@ class Objective(nn.Module):
         """Return the critics' parameters."""
         return [p for part in self.critics.values() for p in part.parameters()]
 
-    def forward(self, batch: Batch, *, kl_weight: float = 1.0, ramp: float = 1.0) -> Terms:
+    def forward(
+        self, batch: Batch, *, kl_weight: float = 1.0, ramp: float = 1.0, price: float = 1.0
+    ) -> Terms:
         """Evaluate the objective on a minibatch, in nats per cell.
 
         Parameters
@@ -282,8 +290,11 @@ class Objective(nn.Module):
             Annealing factor of the cells' divergences, 0 to 1.
         ramp
             Annealing factor of the penalties, 0 to 1.
+        price
+            A further factor on the priced sites' divergences, at least 1.
         """
         self.elbo.kl_weight, self.guide.ramp = kl_weight, ramp
+        self.elbo.prices = dict.fromkeys(self.priced, price)
         observed, divergences, factors = self.elbo.site_terms(self.model, self.guide, batch)
         loss = self.elbo.total(observed, divergences, factors) / batch.n_cells
         sites = {name: value.detach() / batch.n_cells for name, value in observed.items()}

@@ -9,6 +9,9 @@ from pyro_fcr.errors import FitError, sentence
 
 __all__ = ["Plan", "Settled"]
 
+HEAD_START_SHARE = 0.1
+"""Share of the steps over which the head start of blocks that read fewer labels ends."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -30,6 +33,11 @@ class Plan:
     align
         Fraction of the steps after which the gauge of the blocks is fixed; see
         :mod:`pyro_fcr.infer.gauge`.
+    head_start
+        Factor, at the first step, on the divergence of blocks that read more labels than another
+        block does; it falls to 1 over a tenth of the steps. What a block of fewer labels can hold
+        finds its place there first; afterwards the ELBO does not mind, and would leave it where
+        it is.
     clip
         Largest gradient norm, in nats per cell.
     weight_decay
@@ -42,6 +50,7 @@ class Plan:
     kl_warmup: float = 0.01
     penalty_warmup: float = 0.2
     align: float = 0.5
+    head_start: float = 4.0
     clip: float = 200.0
     weight_decay: float = 0.0
 
@@ -73,6 +82,11 @@ class Plan:
     def ramp(self, step: int) -> float:
         """Return the factor on the penalties' weights at a step."""
         return _ramp(step, self.penalty_warmup * self.steps)
+
+    def price(self, step: int) -> float:
+        """Return the factor on the divergences of the blocks that read more than another."""
+        share = min(1.0, step / (HEAD_START_SHARE * self.steps))
+        return self.head_start + (1.0 - self.head_start) * share
 
 
 class Settled:

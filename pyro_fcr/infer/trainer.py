@@ -292,6 +292,7 @@ class Trainer:
             "rate": self.plan.rate(self.step_count),
             "kl_weight": self.plan.kl_weight(self.step_count),
             "ramp": self.plan.ramp(self.step_count),
+            "price": self.plan.price(self.step_count),
         }
         record = (self.captured or self._advance)(batch, values)
         self.step_count += 1
@@ -307,7 +308,8 @@ class Trainer:
                 group["lr"] = values["rate"]
         for part in self.critics.values():
             part.requires_grad_(False)
-        terms = self.objective(batch, kl_weight=values["kl_weight"], ramp=values["ramp"])
+        weights = {name: values[name] for name in ("kl_weight", "ramp", "price")}
+        terms = self.objective(batch, **weights)
         self.optimiser.zero_grad(set_to_none=True)
         terms.loss.backward()
         loss = terms.loss.detach()

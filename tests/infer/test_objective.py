@@ -228,6 +228,22 @@ def test_ramp_scales_the_factor_and_not_what_is_reported():
     assert losses[1.0] - losses[0.0] == pytest.approx(0.5, rel=1e-4)
 
 
+def test_a_price_multiplies_the_divergence_of_priced_sites_and_not_what_is_reported():
+    case = OneDim(s=0.5)
+    batch = labelled([0] * 4, [0] * 4)
+    found = {}
+    for priced in ((), ("z",)):
+        objective = Objective(
+            _module(case.model), _module(case.guide), heads={}, penalties={}, priced=priced
+        )
+        pyro.set_rng_seed(0)
+        found[priced] = objective(batch, price=3.0)
+    plain, priced = found[()], found["z",]
+    divergence = plain.sites["kl.z"]
+    torch.testing.assert_close(priced.sites["kl.z"], divergence)
+    torch.testing.assert_close((priced.loss - plain.loss).detach(), 2.0 * divergence)
+
+
 def _module(function):
     class Wrapped(nn.Module):
         def forward(self, batch):

@@ -53,3 +53,9 @@ def test_a_collapsed_block_counts_as_settled():
     settled = Settled(patience=1, tolerance=0.1)
     settled.update({"kl.a": 1e-5})
     assert settled.update({"kl.a": 3e-5})
+
+
+def test_a_head_start_ends_after_a_tenth_of_the_steps():
+    plan = Plan(200, head_start=5.0)
+    assert [plan.price(s) for s in (0, 5, 10, 20, 199)] == pytest.approx([5, 4, 3, 1, 1])
+    assert {Plan(200, head_start=1.0).price(s) for s in range(200)} == {1.0}

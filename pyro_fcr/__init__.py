@@ -3,6 +3,7 @@
 from pyro_fcr import datasets, decoders, evaluate, guides, likelihoods, penalties, priors, simulate
 from pyro_fcr.analysis import diagnostics, plots
 from pyro_fcr.analysis.posterior import to_arviz
+from pyro_fcr.analysis.stability import stability
 from pyro_fcr.analysis.summary import summary
 from pyro_fcr.data import Design, Schema, Split, splits, top_genes
 from pyro_fcr.decoders import Decoder
@@ -57,6 +58,7 @@ __all__ = [
     "priors",
     "simulate",
     "splits",
+    "stability",
     "summary",
     "to_arviz",
     "top_genes",

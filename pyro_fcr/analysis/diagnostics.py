@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 
 from pyro_fcr.analysis.draws import draw_globals, draw_observation, draw_sites, seeded
+from pyro_fcr.evaluate import randomised_pit, sbc_ranks
 from pyro_fcr.model import OBSERVATION
 from pyro_fcr.nn import in_cell_plate, latent_sites, marginal
 
@@ -226,15 +227,9 @@ def pit_values(
     device
         Where to compute.
     """
-    rng = np.random.default_rng(seed)
     out = np.empty((len(factual), factual.design.n_genes), np.float32)
     for rows, observed, drawn in _replicated(model, guide, factual, draws, seed, device):
-        below, equal = np.zeros(observed.shape, np.float32), np.zeros(observed.shape, np.float32)
-        for counts in drawn:
-            below += counts < observed
-            equal += counts == observed
-        # One more draw, the observation itself: ranks among draws + 1 are uniform under the model.
-        out[rows] = (below + rng.random(observed.shape) * (equal + 1)) / (draws + 1)
+        out[rows] = randomised_pit(np.stack(list(drawn)), observed, seed=seed + rows.start)
     return out
 
 
@@ -383,10 +378,9 @@ def simulated_ranks(
             counts = truth.pop(OBSERVATION)
             simulated = batch.replace(counts=counts)
             shared = draw_globals(guide, simulated, draws)
-            ranks = {name: torch.zeros_like(z, dtype=torch.int64) for name, z in truth.items()}
-            for sites in draw_sites(guide, simulated, shared):
-                for name in ranks.keys() & sites.keys():
-                    ranks[name] += sites[name] < truth[name]
-        for name, values in ranks.items():
-            parts.setdefault(name, []).append(values.cpu().numpy())
+            drawn = list(draw_sites(guide, simulated, shared))
+        for name, z in truth.items():
+            if name in drawn[0]:
+                found = np.stack([sites[name].cpu().numpy() for sites in drawn])
+                parts.setdefault(name, []).append(sbc_ranks(found, z.cpu().numpy(), seed=seed))
     return {name: np.concatenate(values) for name, values in parts.items()}

@@ -22,6 +22,7 @@ from pyro_fcr.analysis.diagnostics import (
     reweighted_moments,
     simulated_ranks,
 )
+from pyro_fcr.analysis.stability import stability
 from pyro_fcr.analysis.summary import summary
 from pyro_fcr.model import OBSERVATION
 from pyro_fcr.nn import LocalModule
@@ -174,6 +175,18 @@ def test_a_diagnosis_tells_of_everything_it_looked_at(fitted):
     # Fifteen epochs on a handful of cells: a diagnosis that finds all well is none.
     assert diagnosis.state != "fine"
     assert (table["advice"] != "").equals(table["state"] != "fine")
+
+
+def test_a_model_agrees_with_itself_and_not_with_noise(fitted):
+    same = stability([fitted, fitted], max_cells=300)
+    assert set(same["block"]) == {"z_x", "z_t", "z_tx"}
+    assert (same["mcc"] > 0.999).all()
+
+    other = tiny_fcr(tiny_adata(per_condition=40))
+    fit(other, max_epochs=1, seed=7)
+    apart = stability([fitted, other], max_cells=300)
+    assert apart["mcc"].mean() < 0.9
+    assert (same["r2"] > apart["r2"]).all()
 
 
 def test_a_diagnosis_is_as_bad_as_its_worst_finding():

@@ -40,9 +40,9 @@ class _NonZeros(NamedTuple):
 
     @classmethod
     def of(cls, y: Tensor) -> _NonZeros:
-        place = (y != 0).view(-1).nonzero().view(-1)
-        cell = torch.div(place, y.shape[-1], rounding_mode="floor")
-        return cls(place, cell, place - cell * y.shape[-1], y.view(-1)[place])
+        cell, gene = y.bool().nonzero(as_tuple=True)
+        place = cell * y.shape[-1] + gene
+        return cls(place, cell, gene, _pick(y, place))
 
     def pochhammer(self, theta: Tensor, *, slope: bool) -> Tensor:
         """Return log of Γ(y+θ) / Γ(θ) y! at the counts, or its derivative by θ.
@@ -53,7 +53,7 @@ class _NonZeros(NamedTuple):
         k = torch.arange(TABULATED, dtype=theta.dtype)[:, None]
         terms = (theta + k).reciprocal() if slope else ((theta + k) / (1 + k)).log()
         row = self.y.clamp(1, TABULATED).long() - 1
-        out = terms.cumsum(0).view(-1)[row * len(theta) + self.gene]
+        out = _pick(terms.cumsum(0), row * len(theta) + self.gene)
         rest = (self.y != row + 1).nonzero().view(-1)
         if len(rest):
             y, theta = self.y[rest], theta[self.gene[rest]]
@@ -63,6 +63,11 @@ class _NonZeros(NamedTuple):
                 else torch.lgamma(y + theta) - torch.lgamma(theta) - torch.lgamma(y + 1)
             )
         return out
+
+
+def _pick(values: Tensor, place: Tensor) -> Tensor:
+    # Several times faster than indexing.
+    return values.reshape(-1).index_select(0, place)
 
 
 class _CellLogProb(torch.autograd.Function):
@@ -85,7 +90,8 @@ class _CellLogProb(torch.autograd.Function):
         odds = (log_mean - log_theta).clamp_(max=LARGEST_LOG).exp_()
         softplus = odds.log1p()
         at = _NonZeros.of(y)
-        log_share = log_mean.view(-1)[at.place] - log_theta[at.gene] - softplus.view(-1)[at.place]
+        log_share = _pick(log_mean, at.place) - _pick(log_theta, at.gene)
+        log_share -= _pick(softplus, at.place)
         counted = at.y * log_share + at.pochhammer(theta, slope=False)
         structural: Tensor | None = None
         if gate is None:
@@ -95,7 +101,7 @@ class _CellLogProb(torch.autograd.Function):
             none = softplus * -theta
             excess = gate - none
             both = none + F.softplus(excess)
-            both.view(-1)[at.place] = none.view(-1)[at.place]
+            both.view(-1)[at.place] = _pick(none, at.place)
             out = (both - F.softplus(gate)).sum(-1)
             structural = excess.sigmoid_()
             structural.view(-1)[at.place] = 0
@@ -112,8 +118,8 @@ class _CellLogProb(torch.autograd.Function):
         at = _NonZeros(*found)
         share = odds / (odds + 1)
         # d/d log μ = y (1 − share) − θ share; d/d log θ = −d/d log μ − θ softplus + θ (ψ − ψ).
-        grad_nz = grad[at.cell]
-        counted = grad_nz * at.y * (1 - share.view(-1)[at.place])
+        grad_nz = _pick(grad, at.cell)
+        counted = grad_nz * at.y * (1 - _pick(share, at.place))
         digammas = torch.zeros_like(theta).index_add_(
             0, at.gene, grad_nz * at.pochhammer(theta, slope=True)
         )
@@ -127,7 +133,7 @@ class _CellLogProb(torch.autograd.Function):
             d_mean = share.mul_(-theta).mul_(kept)
             d_theta = theta * (digammas - (kept * softplus).sum(0))
             d_gate = grad[:, None] * (structural - torch.sigmoid(gate))
-        d_mean.view(-1)[at.place] += counted
+        d_mean.view(-1).index_add_(0, at.place, counted)
         return None, d_mean, d_theta - d_mean.sum(0), d_gate
 
 
@@ -348,7 +354,6 @@ def _log_factorials(y: Tensor) -> Tensor:
     if y.device.type != "cpu":
         return torch.lgamma(y + 1).sum(-1)
     flat = y.reshape(-1, y.shape[-1])
-    place = (flat > 1).view(-1).nonzero().view(-1)
-    cell = torch.div(place, y.shape[-1], rounding_mode="floor")
-    terms = torch.lgamma(flat.view(-1)[place] + 1)
+    cell, gene = (flat > 1).nonzero(as_tuple=True)
+    terms = torch.lgamma(_pick(flat, cell * y.shape[-1] + gene) + 1)
     return flat.new_zeros(len(flat)).index_add_(0, cell, terms).view(y.shape[:-1])

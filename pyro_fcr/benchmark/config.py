@@ -80,8 +80,9 @@ class Config:
     options
         Of the task.
     table
-        ``columns`` of the summary; ``by``, the labels of its rows; ``against``, the method every
-        other is compared with row by row, and ``ceiling``, which stands for 1.
+        ``columns`` of the summary; ``by``, the labels of its rows; ``shares``, columns to give as
+        shares of the ``ceiling``'s; ``against``, the method every other is compared with
+        condition by condition.
     """
 
     name: str
@@ -189,7 +190,8 @@ def read_config(name: str | Path) -> Config:
     TASKS[content["task"]].check(options, where=f"{where}: options")
     for label, method in content["methods"].items():
         check_method(method, where=f"{where}: methods.{label}")
-    _known(content.get("table", {}), ("columns", "by", "against", "ceiling"), f"{where}: table")
+    table = content.get("table", {})
+    _known(table, ("columns", "by", "shares", "against", "ceiling"), f"{where}: table")
     named = {**_read_toml(CONFIGS / DATA)}
     if path.parent != CONFIGS and (path.parent / DATA).is_file():
         named |= _read_toml(path.parent / DATA)
@@ -202,7 +204,7 @@ def read_config(name: str | Path) -> Config:
         data=tuple(recipes),
         methods=content["methods"],
         options=options,
-        table=content.get("table", {}),
+        table=table,
         folder=path.parent,
     )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyro_fcr.benchmark.config import Config
     from pyro_fcr.benchmark.runner import Outcome
 
-__all__ = ["compare", "markdown", "summarise", "write"]
+__all__ = ["compare", "markdown", "shares", "summarise", "write"]
 
 LABELS = ("data", "method")
 
@@ -72,6 +72,24 @@ def summarise(config: Config, rows: pd.DataFrame) -> pd.DataFrame:
     columns = columns or [c for c in rows.select_dtypes("number") if c != "seed"]
     seeds = rows.groupby([*by, "seed"], sort=False, dropna=False)[columns].mean()
     return seeds.groupby(by, sort=False, dropna=False).mean()
+
+
+def shares(config: Config, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return scores as shares of the ceiling's on the same data and seed: mean and worst seed.
+
+    Parameters
+    ----------
+    config
+        ``table.shares`` names the columns, ``table.ceiling`` the ceiling.
+    rows
+        Of the jobs, one a method, data set and seed.
+    """
+    columns = list(config.table["shares"])
+    wide = rows.set_index(["data", "method", "seed"])[columns]
+    best = wide.xs(config.table["ceiling"], level="method")
+    share = wide / best.reindex(wide.droplevel("method").index).to_numpy()
+    grouped = share.groupby(level=["data", "method"], sort=False)
+    return pd.concat({"mean": grouped.mean(), "worst": grouped.min()}, names=["over seeds"])
 
 
 def compare(config: Config, rows: pd.DataFrame, *, draws: int = 2000) -> pd.DataFrame:
@@ -157,6 +175,9 @@ def _page(config: Config, outcome: Outcome) -> str:
         parts.append("A smoke test: the numbers mean nothing.")
     if len(outcome.rows):
         parts.append(markdown(summarise(config, outcome.rows)))
+        if "shares" in config.table and config.table["ceiling"] in set(outcome.rows["method"]):
+            parts.append(f"As share of what {config.table['ceiling']} reaches on the same data.")
+            parts.append(markdown(shares(config, outcome.rows)))
         if "against" in config.table:
             told = f"Difference to {config.table['against']}, 95 % over conditions"
             if ceiling := config.table.get("ceiling"):

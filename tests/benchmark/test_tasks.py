@@ -8,6 +8,7 @@ from anndata import AnnData
 import pyro_fcr as pf
 from pyro_fcr import evaluate
 from pyro_fcr.benchmark import Problem, available, compare, read_config, run, summarise
+from pyro_fcr.benchmark.table import shares
 from pyro_fcr.benchmark.tasks.calibration import Calibration
 from pyro_fcr.benchmark.tasks.prediction import CEILING, REPLICATE, Prediction, _Scene
 from pyro_fcr.benchmark.tasks.reading import Clustering, Factors, Independence
@@ -214,6 +215,24 @@ def test_compare_by_hand():
     mean = summarise(config, rows)
     # Seed 1: (2 + 1) / 2; seed 2: 4.
     assert mean.loc[("d", "model"), "score"] == pytest.approx(2.75)
+
+
+def test_shares_by_hand():
+    rows = pd.DataFrame(
+        [
+            ("d", "ceiling", 1, 0.5),
+            ("d", "ceiling", 2, 0.8),
+            ("d", "m", 1, 0.4),
+            ("d", "m", 2, 0.8),
+        ],
+        columns=["data", "method", "seed", "score"],
+    )
+    config = read_config("recovery")
+    config = type(config)(**{**vars(config), "table": {"shares": ["score"], "ceiling": "ceiling"}})
+    found = shares(config, rows)["score"]
+    assert found["mean", "d", "m"] == pytest.approx((0.8 + 1.0) / 2)
+    assert found["worst", "d", "m"] == pytest.approx(0.8)
+    assert found["worst", "d", "ceiling"] == 1
 
 
 @pytest.mark.slow

@@ -61,7 +61,9 @@ class Prediction(Task):
     distance`` of the shifted control cells. One more row per method holds two scores over all
     conditions, each with a 95 % bootstrap interval over them (``low``, ``high``) and corrected for
     the truth's noise by its halves: ``effect R2`` of the change from the control, and
-    ``interaction R2`` of what is left of it beside the additive rule, which scores 0.
+    ``interaction R2`` of what is left of it beside the additive rule, which scores 0. The noise of
+    the control mean and of the rule counts against these two: a prediction that is merely less
+    noisy gains a little.
 
     Parameters
     ----------

@@ -416,6 +416,59 @@ class Estimator(Fitted):
                     self._objective.load_state_dict(before)
         return self.history
 
+    def transfer(self, adata: AnnData) -> Self:
+        """Return a model that knows new treatments too, with everything else as it is.
+
+        Of the new treatments the masks and shifts are set to their posterior given the cells
+        (``Prior.settle``); not a bit of any other weight changes. Judge it on other cells than
+        these: ``transferred.importance(held_out)["bound"]`` is their importance-weighted bound.
+
+        Parameters
+        ----------
+        adata
+            Cells of the new treatments; those of known treatments are passed over.
+
+        Returns
+        -------
+        Estimator
+            Of the same class. Its data are these cells.
+
+        Raises
+        ------
+        DesignError
+            If no treatment is new, or a part reads treatments and cannot learn them alone.
+        """
+        history = self._fitted()
+        design = self.design.extended(adata)
+        made = type(self).__new__(type(self))
+        made._cells = None
+        made._assemble(design, dict(self.sizes), self._recipe)
+        weights = made._objective.state_dict()
+        settling = [n for n, prior in made.model.priors.items() if hasattr(prior, "settle")]
+        for name, value in self._objective.state_dict().items():
+            grown = weights[name].shape != value.shape
+            if grown and not any(f"priors.{block}." in name for block in settling):
+                raise DesignError(
+                    sentence(
+                        "a new treatment cannot be learned alone",
+                        where="transfer",
+                        expected="treatments read by priors that settle, as SparseShift does",
+                        got=f"{name} of shape {tuple(value.shape)}",
+                        hint="fit the model anew with the cells",
+                    )
+                )
+            if grown:
+                weights[name][: len(value)] = value
+            else:
+                weights[name] = value
+        made._objective.load_state_dict(weights)
+        made._objective.to(self.device).eval()
+        cells = design.encode(adata, labels="optional")
+        new = torch.arange(design.n_treatments) >= self.design.n_treatments
+        made._settle(cells.subset(cells.treatment[:, new.numpy()].any(1)), rows=new)
+        made._cells, made._history, made.settings = cells, history.copy(), dict(self.settings)
+        return made
+
     def _conditions(self, cells: Cells) -> Batch:
         _, first = np.unique(self._condition(cells), return_index=True)
         return cells.batch(first).to(self.device)
@@ -477,7 +530,7 @@ class Estimator(Fitted):
                 device=self.device,
             )
 
-    def _settle(self, cells: Cells) -> None:
+    def _settle(self, cells: Cells, **options: Any) -> None:
         settling = {name: p for name, p in self.model.priors.items() if hasattr(p, "settle")}
         if not settling:
             return
@@ -486,7 +539,11 @@ class Estimator(Fitted):
         for name, prior in settling.items():
             mean, sd = (torch.from_numpy(values) for values in found[name])
             gauge.settle(
-                prior, moments=(mean, sd.square()), condition=condition, batch=cells.batch
+                prior,
+                moments=(mean, sd.square()),
+                condition=condition,
+                batch=cells.batch,
+                **options,
             )
 
     # ---- saving ----------------------------------------------------------------------------

@@ -23,7 +23,9 @@ from pyro_fcr.analysis.effects import estimate_effects
 from pyro_fcr.analysis.expression import Expression, expected_counts, sampled_counts
 from pyro_fcr.analysis.performance import performance
 from pyro_fcr.analysis.posterior import cell_coordinates, posterior_tree
+from pyro_fcr.analysis.programs import gene_programs
 from pyro_fcr.analysis.report import write_report
+from pyro_fcr.analysis.targets import target_table
 from pyro_fcr.data import open_data, open_source
 from pyro_fcr.errors import DesignError, NotFittedError, sentence
 
@@ -797,6 +799,95 @@ class Fitted(ABC):
             self.encode(adata),
             certificate=(lambda: self.certificate(adata, replicates=50)) if certify else None,
             seed=seed,
+        )
+
+    # ---- mechanisms ------------------------------------------------------------------------
+
+    def targets(
+        self, block: str | None = None, *, level: float = 0.10, credible: float = 0.90
+    ) -> pd.DataFrame:
+        """Return which latents every treatment moves, and how far.
+
+        Parameters
+        ----------
+        block
+            A block whose prior has sparse effects; found by itself where there is one.
+        level
+            Nominal false discovery rate of ``selected``, by its posterior expectation over all
+            treatments and latents.
+        credible
+            Mass of the intervals.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per (treatment, latent): ``inclusion``, the posterior probability that the
+            treatment moves the latent; ``shift``, by how many standard deviations of an untreated
+            cell if it does, per unit of training's doses, with its interval ``lower`` to
+            ``upper``; ``selected``. ``targets()["inclusion"].unstack()`` is the matrix.
+
+        Raises
+        ------
+        DesignError
+            If no block has such a prior.
+        """
+        self._fitted()
+        chosen = self._sparse_block(block, "targets")
+        with seeded(0):
+            return target_table(
+                self.model, self.guide, chosen, self.design, self.device,
+                level=level, credible=credible,
+            )  # fmt: skip
+
+    def gene_programs(
+        self, adata: AnnData | None = None, block: str | None = None
+    ) -> pd.DataFrame:
+        """Return what each latent does to genes.
+
+        The decoder's central difference about the average cell, from half a standard deviation of
+        the latent below to half of one above.
+
+        Parameters
+        ----------
+        adata
+            The cells to average; the training data by default.
+        block
+            Any block; by default the one whose prior has sparse effects.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Genes × latents: signed log2 fold change per standard deviation of the latent among
+            the cells, or change of the mean per standard deviation where values are no counts.
+
+        Raises
+        ------
+        DesignError
+            If no block is named and none has sparse effects.
+        """
+        self._fitted()
+        names = [one.name for one in self.declaration.blocks]
+        chosen = block if block in names else self._sparse_block(block, "gene_programs")
+        cells = self.encode(adata)
+        self._require(cells, self.model.decoder.reads, "the decoder")
+        return gene_programs(self.model, self._moments(cells), cells, chosen, self.device)
+
+    def _sparse_block(self, block: str | None, where: str) -> str:
+        sparse = [name for name, prior in self.model.priors.items() if hasattr(prior, "effects")]
+        if len(sparse) == 1 and block is None:
+            return sparse[0]
+        if block in sparse:
+            return str(block)
+        raise DesignError(
+            sentence(
+                "no block with sparse effects" if not sparse else "which block is open",
+                where=f"{where}(block={block!r})",
+                expected=f"one of {sparse}" if sparse else "a block with the prior SparseShift",
+                got=f"blocks {[one.name for one in self.declaration.blocks]}",
+                hint="name the block"
+                if sparse
+                else "pass priors={'z_t': pf.priors.SparseShift()}",
+            )
         )
 
     def importance(

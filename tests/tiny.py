@@ -106,3 +106,11 @@ def treated(names, *, per_treatment: int, n_genes: int = 6, seed: int = 0) -> ad
     obs.index = obs.index.map("cell{}".format)
     counts = rng.poisson(5.0, (len(obs), n_genes)).astype("float32")
     return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)]))
+
+
+def tiny_adata_with(treatment: str) -> ad.AnnData:
+    """Tiny cells, those of B under another name."""
+    adata = tiny_adata()
+    renamed = adata.obs["drug"].astype(str).replace({"B": treatment})
+    adata.obs["drug"] = pd.Categorical(renamed)
+    return adata

@@ -486,6 +486,46 @@ class Design:
             level=4,
         )
 
+    def extended(self, adata: AnnData) -> Design:
+        """Return a design that knows the treatments of other cells too, after its own.
+
+        Codes that were given stay as they are.
+
+        Parameters
+        ----------
+        adata
+            Cells under treatments that this design may not know.
+
+        Raises
+        ------
+        DesignError
+            If they hold no treatment that is new.
+        """
+        keys, of_cell = read_treatments(adata.obs, self.schema)
+        parts = sorted({part for key in keys for part, _ in key} - set(self.treatments))
+        if not parts or self.treatment_features is not None:
+            raise DesignError(
+                sentence(
+                    "no new treatment" if not parts else "a new treatment needs features",
+                    where=f"obs[{self.schema.treatment!r}]",
+                    expected="a treatment that the model does not know",
+                    got=checks.first([self._label(key) for key in keys]),
+                    hint="what the model knows is asked with counterfactual and targets",
+                )
+            )
+        fresh = [key for key in keys if key not in self._group_of]
+        fresh.sort(key=lambda key: tuple(zip(*key, strict=True)))
+        wider = replace(
+            self,
+            treatments=(*self.treatments, *parts),
+            treatment_keys=(*self.treatment_keys, *fresh),
+        )
+        cells = wider.encode(adata, labels="optional")
+        pairs = Counter(zip(cells.treatment_id.tolist(), cells.covariate_id.tolist(), strict=True))
+        first = len(self.treatment_keys)
+        seen = ((t, x, n) for (t, x), n in sorted(pairs.items()) if t >= first and x >= 0)
+        return replace(wider, condition_counts=(*self.condition_counts, *seen))
+
     def require(self, *fields: str, system: str) -> None:
         """Refuse a schema that lacks what a system needs.
 

@@ -90,6 +90,7 @@ from pyro_fcr.evaluate.recovery import (
     recovery,
     within_condition,
 )
+from pyro_fcr.evaluate.targets import choose_targets, match_latents, score_targets
 
 __all__ = [
     "Additive",
@@ -119,6 +120,7 @@ __all__ = [
     "ceiling",
     "cell_values",
     "centroid_accuracy",
+    "choose_targets",
     "cluster_agreement",
     "coverage",
     "dci",
@@ -134,6 +136,7 @@ __all__ = [
     "interpolated_duplicate",
     "kernel_r2",
     "log_normalised",
+    "match_latents",
     "mcc",
     "mig",
     "natural_parameters",
@@ -151,6 +154,7 @@ __all__ = [
     "sap",
     "sbc_ranks",
     "sbc_uniformity",
+    "score_targets",
     "separability",
     "top_de_genes",
     "two_sample_test",

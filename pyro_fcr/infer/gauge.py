@@ -195,6 +195,7 @@ def settle(
     moments: tuple[Tensor, Tensor],
     condition: Tensor,
     batch: Callable[[Tensor], Batch],
+    **options: Any,
 ) -> None:
     """Set the posterior of a prior's globals to its optimum given the cells' posteriors.
 
@@ -204,10 +205,12 @@ def settle(
         Needs ``settle(batch, size, loc, variance)``.
     moments, condition, batch
         As for :func:`align`.
+    **options
+        For the prior.
     """
     mean, variance = (values.double() for values in moments)
     codes, index, counts = condition.unique(return_inverse=True, return_counts=True)
     size = counts.double()
     centre = mean.new_zeros(len(codes), mean.shape[1]).index_add_(0, index, mean) / size[:, None]
     first = torch.stack([(condition == code).nonzero()[0, 0] for code in codes])
-    prior.settle(batch(first), size, centre, variance.mean(0))
+    prior.settle(batch(first), size, centre, variance.mean(0), **options)

@@ -16,6 +16,8 @@ from pyro_fcr.nn import sparse_rotation
 from pyro_fcr.priors.base import Prior
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pyro_fcr.data import Batch, Design
     from pyro_fcr.nn import Block
 
@@ -67,6 +69,7 @@ class SparseShift(Prior):
     mask: Any
     shift: Any
     dose_unit: Tensor
+    discrepancy: Tensor
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class SparseShift(Prior):
         start = START if self.sparsity is None else float(self.sparsity)
         self.log_sparsity = nn.Parameter(torch.tensor(math.log(start)), requires_grad=False)
         self.slab_log_scale = nn.Parameter(torch.tensor(0.0))
+        self.register_buffer("discrepancy", torch.tensor(0.0))
         self.mask_logits = nn.Parameter(torch.full(shape, 3.0))
         self.shift_loc = nn.Parameter(0.5 / GAIN * torch.randn(shape))
         self.shift_log_scale = nn.Parameter(torch.full(shape, -2.0))
@@ -130,6 +134,27 @@ class SparseShift(Prior):
         dose = (batch.treatment / self.dose_unit).unsqueeze(1)
         return dist.Normal((dose @ (self.mask * shift)).squeeze(-2), 1.0).to_event(1)
 
+    def effects(
+        self, posteriors: Mapping[str, dist.TorchDistribution]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what treatments do to latents, per unit of training's doses.
+
+        Parameters
+        ----------
+        posteriors
+            The guide's distribution of each global, by its name.
+
+        Returns
+        -------
+        tuple of Tensor
+            Shape (T, d) each: the posterior probability that a treatment moves a latent, and the
+            mean and standard deviation of the shift if it does.
+        """
+        inclusion = posteriors["mask"].mean
+        if self.bayesian:
+            return inclusion, posteriors["shift"].mean, posteriors["shift"].variance.sqrt()
+        return inclusion, GAIN * self.shift_loc, self.shift_log_scale.exp()
+
     # ---- what the fit asks of it -----------------------------------------------------------
 
     @torch.no_grad()
@@ -162,7 +187,15 @@ class SparseShift(Prior):
         return sparse_rotation(effect, noise) @ white
 
     @torch.no_grad()
-    def settle(self, batch: Batch, size: Tensor, loc: Tensor, variance: Tensor) -> None:
+    def settle(
+        self,
+        batch: Batch,
+        size: Tensor,
+        loc: Tensor,
+        variance: Tensor,
+        *,
+        rows: Tensor | None = None,
+    ) -> None:
         """Set the posterior of masks and shifts to its optimum given the cells' posteriors.
 
         A spike and slab in closed form (:func:`~pyro_fcr.distributions.spike_and_slab`), in which
@@ -178,15 +211,29 @@ class SparseShift(Prior):
             Shape (C, d): means of their cells' posterior means.
         variance
             Shape (d,): posterior variance, averaged over cells.
+        rows
+            Shape (T,), bool: the treatments to settle, everything else held; by default all, and
+            λ, σ and the discrepancy with them.
         """
         gram, cross = self._normal_equations(batch, size, loc)
         information = (1 - variance.double()).clamp_min(0.02)
-        found = spike_and_slab(gram, cross, information, self.sparsity)
-        self.mask_logits.copy_(found.logits_td.clamp(-LOGIT, LOGIT))
-        self.shift_loc.copy_(found.loc_td / GAIN)
-        self.shift_log_scale.copy_(found.scale_td.log())
-        self.log_sparsity.copy_(found.sparsity.log())
-        self.slab_log_scale.copy_(found.slab.log())
+        known = None
+        if rows is None:
+            rows = torch.ones(len(gram), dtype=torch.bool)
+        else:
+            expected = torch.sigmoid(self.mask_logits) * GAIN * self.shift_loc
+            cross = cross - gram[:, ~rows] @ expected[~rows].to(cross)
+            known = self.log_sparsity.exp(), self.slab_log_scale.exp(), self.discrepancy
+        found = spike_and_slab(
+            gram[rows][:, rows], cross[rows], information, self.sparsity, known=known
+        )
+        self.mask_logits[rows] = found.logits_td.clamp(-LOGIT, LOGIT).to(self.mask_logits)
+        self.shift_loc[rows] = (found.loc_td / GAIN).to(self.shift_loc)
+        self.shift_log_scale[rows] = found.scale_td.log().to(self.shift_log_scale)
+        if known is None:
+            self.log_sparsity.copy_(found.sparsity.log())
+            self.slab_log_scale.copy_(found.slab.log())
+            self.discrepancy.copy_(found.discrepancy)
 
     def _normal_equations(self, batch: Batch, size: Tensor, loc: Tensor) -> tuple[Tensor, Tensor]:
         dose = (batch.treatment / self.dose_unit.to(batch.device)).double()

@@ -112,6 +112,8 @@ SINGLE = set(SYSTEMS) - {"FCR", "InVAE"}
 REFUSED = {("TotalCorrelation", name) for name in SINGLE}
 REFUSED |= {("DensityRatioTC", name) for name in SINGLE}
 """One block is independent of nothing."""
+REFUSED |= {("Own", name) for name in ("SVAE", "SAMSVAE")}
+"""A bare guide of the cells leaves the masks without one; a ``pf.Guide`` is composed with theirs."""
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

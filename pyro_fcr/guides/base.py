@@ -95,7 +95,8 @@ def check_coverage(model: Callable[..., Any], guide: Callable[..., Any], batch: 
         owner = (
             "sample it in the guide's cell plate, as guides.Amortised does for every block"
             if in_cell_plate(site)
-            else "give the globals an AutoGuide: guides.Composed(globals=AutoNormal)"
+            else "sample it outside the plate, or give the globals an AutoGuide: "
+            "guides.Composed(locals=a pf.Guide of the cells, globals=AutoNormal)"
         )
         if name not in in_guide:
             raise SlotError(

@@ -113,7 +113,7 @@ REFUSED = {("TotalCorrelation", name) for name in SINGLE}
 REFUSED |= {("DensityRatioTC", name) for name in SINGLE}
 """One block is independent of nothing."""
 REFUSED |= {("Own", name) for name in ("SVAE", "SAMSVAE")}
-"""A bare guide of the cells leaves the masks without one; a ``pf.Guide`` is composed with theirs."""
+"""A bare guide of the cells leaves the masks without; a ``pf.Guide`` is composed with theirs."""
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -113,12 +113,8 @@ def _scanvi(pretrained: Any, data: Any, labels: np.ndarray) -> tuple[np.ndarray,
     """Return scANVI's latents and labels of all cells; ``UNKNOWN`` marks those to predict."""
     import scvi
 
-    data = data.copy()
     data.obs["label"] = labels
-    scvi.model.SCVI.setup_anndata(data, batch_key="batch", labels_key="label")
-    model = scvi.model.SCANVI.from_scvi_model(
-        pretrained, unlabeled_category=UNKNOWN, labels_key="label", adata=data
-    )
+    model = scvi.model.SCANVI.from_scvi_model(pretrained, UNKNOWN, labels_key="label")
     model.train(20, **_quiet())
     return model.get_latent_representation(), np.asarray(model.predict())
 

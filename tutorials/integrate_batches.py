@@ -60,8 +60,7 @@ history.iloc[[0, -1]].T.round(2)
 
 # %% [markdown]
 # `z_inv_vs_batch` and `z_spur_vs_cell_line` are the two independences of the graph: what `z_inv`
-# says of the protocol beyond the cell line, and what `z_spur` says of the line beyond the protocol.
-# Both end near zero on training cells.
+# says of the protocol beyond the cell line, and `z_spur` of the line beyond the protocol. Both end near zero on training cells.
 #
 # ## Where is the protocol?
 #

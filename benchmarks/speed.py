@@ -6,6 +6,7 @@
     python benchmarks/speed.py stream    # from disk: rate and peak memory
     python benchmarks/speed.py data      # sources of minibatches alone
     python benchmarks/speed.py ranks     # one process beside two, held-out loss
+    python benchmarks/speed.py picture   # draws what the CSV files hold
 
 Every comparison alternates its candidates within one process and takes medians of ratios, since
 other work may share the machine; times are CPU seconds of the process with one thread, and wall
@@ -418,11 +419,34 @@ def ranks(given: argparse.Namespace) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def picture() -> None:
+    """Draw the step and its growth from the CSV files."""
+    from matplotlib.figure import Figure
+
+    steps = pd.read_csv(RESULTS / "speed_step.csv").query("threads == 1").iloc[::-1]
+    grown = pd.read_csv(RESULTS / "speed_growth.csv")
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.barh(steps["step"], steps["cells per CPU s"], color="0.6")
+    left.set_xlabel("cells per CPU second, 512 × 2,000 genes")
+    for name, part in grown.groupby("changes", sort=False):
+        right.loglog(part["to"] / part["to"].iloc[0], part["cpu_ms"] / part["cpu_ms"].iloc[0],
+                     marker="o", label=name)  # fmt: skip
+    right.plot([1, 32], [1, 32], color="0.7", lw=1, zorder=0)
+    right.set_xlabel("size, relative")
+    right.set_ylabel("CPU time, relative")
+    right.legend(fontsize="x-small")
+    figure.savefig(RESULTS / "speed.png", dpi=130)
+
+
 def main() -> None:
     """Run one of the measurements, print its table, keep it as a CSV file."""
     if sys.argv[1:2] == ["streamed"]:
         path, steps, mode = sys.argv[2:]
         print(json.dumps(streamed(path, int(steps), mode == "memory")))
+        return
+    if sys.argv[1:2] == ["picture"]:
+        picture()
         return
     kinds = {f.__name__: f for f in (step, growth, bound, stream, data, ranks)}
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -99,7 +99,8 @@ class Config:
     def jobs(self) -> list[Job]:
         """Return every job, data by data, seed by seed."""
         return [
-            Job({"task": self.task, "options": dict(self.options), "data": dict(recipe),
+            Job({"task": self.task, "options": dict(self.options),
+                 "data": {k: v for k, v in recipe.items() if k != "quick"},
                  "method": {"name": name, **method}, "seed": seed})
             for recipe in self.data
             for seed in self.seeds
@@ -111,10 +112,10 @@ class Config:
         recipes: dict[str, dict[str, Any]] = {}
         for recipe in self.data:
             small: dict[str, Any] = copy.deepcopy(dict(recipe))
-            if small["source"].startswith("simulate."):
-                small["arguments"] = {**small["arguments"], **TASKS[self.task].quick_arguments}
+            if "quick" in small:
+                small["arguments"] |= small.pop("quick")
             else:
-                small.update(QUICK_DATA)
+                small |= QUICK_DATA
             recipes.setdefault(small["name"], small)
         methods = {
             name: {**method, **({"fit": {**method.get("fit", {}), **QUICK_FIT}}

@@ -117,33 +117,45 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Embedding:
-    """Latents of cells that were embedded once, by name."""
+    """Latents of cells that were embedded once, by name, and labels where they were predicted."""
 
-    def __init__(self, z_nd: np.ndarray, adata: AnnData) -> None:
+    def __init__(
+        self, z_nd: np.ndarray, adata: AnnData, labels: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         self._frame = pd.DataFrame(np.asarray(z_nd), index=adata.obs_names)
+        self.heads = {name: pd.Series(v, adata.obs_names) for name, v in (labels or {}).items()}
 
     def latents(self, adata: AnnData | None = None) -> dict[str, pd.DataFrame]:
         """Return the one block ``z``."""
-        rows = self._frame if adata is None else self._frame.loc[adata.obs_names]
-        return {"z": rows}
+        return {"z": self._frame if adata is None else self._frame.loc[adata.obs_names]}
+
+    def predict_labels(self, adata: AnnData, head: str, *, seed: int = 0) -> pd.Series:
+        """Return the labels that were predicted."""
+        return self.heads[head].loc[adata.obs_names]
 
 
-def _scvi(problem: Problem, seed: int, *, labels: str | None = None, **options: Any) -> _Embedding:
-    """scVI, or scANVI where ``labels`` names a column; only training cells are fitted."""
+def _scvi(
+    problem: Problem, seed: int, *, labels: str | None = None, max_epochs: int = 200
+) -> _Embedding:
+    """scVI, or scANVI where ``labels`` is a column; both see all cells, test ones unlabelled."""
     import scvi
 
     scvi.settings.seed = seed
-    adata = problem.adata.copy()
-    train = problem.mask("train")
-    seen = adata[train].copy()
-    batch = problem.schema.batch
-    scvi.model.SCVI.setup_anndata(seen, batch_key=batch, labels_key=labels)
-    model = scvi.model.SCVI(seen)
-    model.train(accelerator="cpu", enable_progress_bar=False, **options)
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False}
+    adata, unknown, column = problem.adata.copy(), "unknown", "benchmark_label"
+    adata.obs[column] = unknown
     if labels is not None:
-        model = scvi.model.SCANVI.from_scvi_model(model, unlabeled_category="unknown")
-        model.train(accelerator="cpu", enable_progress_bar=False, max_epochs=20)
-    return _Embedding(model.get_latent_representation(adata), adata)
+        told = adata.obs[labels].astype(str)
+        adata.obs[column] = np.where(problem.mask("test"), unknown, told)
+    scvi.model.SCVI.setup_anndata(adata, batch_key=problem.schema.batch, labels_key=column)
+    model = scvi.model.SCVI(adata)
+    model.train(max_epochs, **quiet)
+    if labels is None:
+        return _Embedding(model.get_latent_representation(), adata)
+    model = scvi.model.SCANVI.from_scvi_model(model, unlabeled_category=unknown)
+    model.train(20, **quiet)
+    named = {f"{labels}_head": np.asarray(model.predict())}
+    return _Embedding(model.get_latent_representation(), adata, named)
 
 
 def _harmony(problem: Problem, seed: int, *, n_components: int = 30) -> _Embedding:

@@ -30,7 +30,7 @@ SPLITS = {
     "column": {"column"},
 }
 FIELDS = {"name", "fold", "base", "source", "arguments", "schema", "likelihood", "genes", "cells",
-          "keep", "split", "min_cells"}  # fmt: skip
+          "keep", "quick", "split", "min_cells"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class Problem:
     @cached_property
     def treatment(self) -> np.ndarray:
         """Label of every cell, shape (N,)."""
+        if self.schema.treatment is None:
+            return np.full(self.adata.n_obs, "all")
         return self.adata.obs[self.schema.treatment].astype(str).to_numpy()
 
     @cached_property
@@ -75,12 +77,13 @@ class Problem:
             return np.full(self.adata.n_obs, "all")
         return columns[0].str.cat(columns[1:], sep="|").to_numpy()
 
-    @property
+    @cached_property
     def condition(self) -> np.ndarray:
-        """Treatment and covariates as one label, shape (N,)."""
-        return np.char.add(
-            np.char.add(self.treatment.astype(str), "|"), self.covariate.astype(str)
-        )
+        """Treatment and covariates as one label, and the batch where there is no treatment."""
+        labels = [self.treatment, self.covariate]
+        if self.schema.treatment is None and self.schema.batch is not None:
+            labels.append(self.adata.obs[self.schema.batch].astype(str).to_numpy())
+        return np.array(["|".join(row) for row in zip(*labels, strict=True)])
 
     def mask(self, part: str) -> np.ndarray:
         """Boolean mask of a part of the split, shape (N,)."""

@@ -6,6 +6,7 @@ from pyro_fcr.benchmark.tasks.integration import Integration
 from pyro_fcr.benchmark.tasks.prediction import Prediction
 from pyro_fcr.benchmark.tasks.reading import Clustering, Factors, Independence
 from pyro_fcr.benchmark.tasks.recovery import Recovery
+from pyro_fcr.benchmark.tasks.targets import Targets
 
 __all__ = ["TASKS", "Task"]
 
@@ -17,5 +18,6 @@ TASKS: dict[str, type[Task]] = {
     "integration": Integration,
     "prediction": Prediction,
     "recovery": Recovery,
+    "targets": Targets,
 }
 """Every task."""

@@ -21,9 +21,6 @@ __all__ = ["Task"]
 class Task(ABC):
     """What is asked of a fitted method; a subclass's constructor takes the task's options."""
 
-    quick_arguments: ClassVar[Mapping[str, Any]] = {"n_per_condition": 24, "n_genes": 40}
-    """What makes a simulation small enough for a smoke test."""
-
     quick_options: ClassVar[Mapping[str, Any]] = {}
     """Options that make the judgement quick."""
 

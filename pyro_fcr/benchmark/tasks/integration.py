@@ -42,7 +42,6 @@ class Integration(Task):
     neighbours: int = 15
     min_cells: int = 10
 
-    quick_arguments = {"n_cells": 300, "n_genes": 40}
     quick_options = {"min_cells": 3, "neighbours": 3}
 
     def judge(self, problem: Problem, model: Any, *, seed: int) -> Rows:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Recovery"]
 
+MIN_CELLS = 4
+"""Test cells of a condition that is scored, at least."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery(Task):
@@ -44,7 +47,7 @@ class Recovery(Task):
 
     def judge(self, problem: Problem, model: Any, *, seed: int) -> Rows:
         """Score a model's blocks; see the class."""
-        held = problem.adata[problem.mask("test")].copy()
+        held = problem.adata[_scored(problem)].copy()
         found = {name: frame.to_numpy() for name, frame in model.latents(held).items()}
         row = _wide(self._scores(problem, found, seed))
         try:
@@ -57,14 +60,18 @@ class Recovery(Task):
 
     def references(self, problem: Problem, *, seed: int) -> Rows:
         """Score a supervised network (ceiling), noise, the label alone and PCA."""
-        test, truth = problem.mask("test"), _truth(problem)
+        scored, truth = _scored(problem), _truth(problem)
+        # Test cells that are not scored stay unread by the network as well.
+        cells = ~problem.mask("test") | scored
         best = evaluate.ceiling(
-            problem.adata.X, truth, problem.condition, test=test, max_epochs=self.epochs,
+            problem.values(cells), {k: z[cells] for k, z in truth.items()},
+            problem.condition[cells], test=scored[cells], max_epochs=self.epochs,
             max_cells=self.max_cells, log_normalise=problem.counts, seed=seed,
         )  # fmt: skip
         rows = [{"method": "ceiling", **_wide(best)}]
         nulls = evaluate.null_latents(
-            problem.adata.X[test], {k: z[test] for k, z in truth.items()}, problem.condition[test],
+            problem.values(scored), {k: z[scored] for k, z in truth.items()},
+            problem.condition[scored],
             log_normalise=problem.counts, seed=seed,
         )  # fmt: skip
         for name, latents in nulls.items():
@@ -73,10 +80,18 @@ class Recovery(Task):
         return rows
 
     def _scores(self, problem: Problem, found: dict[str, np.ndarray], seed: int) -> pd.DataFrame:
-        test = problem.mask("test")
-        truth = {name: z[test] for name, z in _truth(problem).items()}
-        condition = problem.condition[test]
+        scored = _scored(problem)
+        truth = {name: z[scored] for name, z in _truth(problem).items()}
+        condition = problem.condition[scored]
         return evaluate.recovery(found, truth, condition, max_cells=self.max_cells, seed=seed)
+
+
+def _scored(problem: Problem) -> np.ndarray:
+    """Test cells whose condition has enough of them to be halved."""
+    test = problem.mask("test")
+    names, code = np.unique(problem.condition, return_inverse=True)
+    of_test = np.bincount(code[test], minlength=len(names))
+    return test & (of_test[code] >= MIN_CELLS)
 
 
 def _truth(problem: Problem) -> dict[str, np.ndarray]:

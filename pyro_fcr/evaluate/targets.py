@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import average_precision_score
 
 from pyro_fcr.errors import DesignError, sentence
 
@@ -138,6 +137,9 @@ def score_targets(
                 hint="match the latents first, and give the rows of trained treatments",
             )
         )
+    # Imported where it is used: importing scikit-learn changes the process's environment.
+    from sklearn.metrics import average_precision_score
+
     chosen = choose_targets(probability, level=level)
     right = float((chosen & truth).sum())
     scores: dict[str, Any] = {

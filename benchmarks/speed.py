@@ -1,6 +1,7 @@
 """Speed and memory on a CPU, as ratios measured in one run.
 
     python benchmarks/speed.py step      # FCR beside scvi-tools and plain torch, interleaved
+    python benchmarks/speed.py epochs    # both as a user calls them: fit and train
     python benchmarks/speed.py growth    # in cells per step, genes, latents, conditions
     python benchmarks/speed.py bound     # against measured matmul and copy rates
     python benchmarks/speed.py stream    # from disk: rate and peak memory
@@ -192,6 +193,41 @@ def step(given: argparse.Namespace) -> pd.DataFrame:
             if pair:
                 row["of plain torch (CPU)"] = round(median(own / wide["cpu_ms"][pair]), 3)
             rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def epochs(given: argparse.Namespace) -> pd.DataFrame:
+    """Cells per CPU second of `fit` and of scvi-tools' `train`, loading and loop included."""
+    import logging
+    import warnings
+
+    import scvi
+
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    adata = simulate(12_000, 2000)
+    scvi.model.SCVI.setup_anndata(adata)
+    model = quiet_model(adata, penalties=FULL)
+    latent = sum(block.size for block in model.declaration.blocks)
+    other = scvi.model.SCVI(adata, n_hidden=128, n_layers=2, n_latent=latent, gene_likelihood="nb")
+    rows = []
+    for turn in range(given.rounds):
+        seconds = []
+        for run in (
+            lambda: model.fit(max_epochs=2, progress=False, device="cpu"),
+            lambda: other.train(
+                max_epochs=2, batch_size=512, accelerator="cpu", train_size=1.0, logger=False,
+                enable_progress_bar=False, enable_model_summary=False,
+            ),
+        ):  # fmt: skip
+            start = time.process_time()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                run()
+            seconds.append(time.process_time() - start)
+        ours, theirs = (round(2 * len(model.cells) / s) for s in seconds)
+        rows.append({"round": turn, "FCR.fit": ours, "SCVI.train": theirs,
+                     "ratio": round(ours / theirs, 2)})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -448,7 +484,7 @@ def main() -> None:
     if sys.argv[1:2] == ["picture"]:
         picture()
         return
-    kinds = {f.__name__: f for f in (step, growth, bound, stream, data, ranks)}
+    kinds = {f.__name__: f for f in (step, epochs, growth, bound, stream, data, ranks)}
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     made.add_argument("what", nargs="*", default=[*kinds], metavar="|".join(kinds))
     made.add_argument("--rounds", type=int, default=5, help="turns of every comparison")

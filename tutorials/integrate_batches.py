@@ -60,7 +60,8 @@ history.iloc[[0, -1]].T.round(2)
 
 # %% [markdown]
 # `z_inv_vs_batch` and `z_spur_vs_cell_line` are the two independences of the graph: what `z_inv`
-# says of the protocol beyond the cell line, and `z_spur` of the line beyond the protocol. Both end near zero on training cells.
+# says of the protocol beyond the cell line, and `z_spur` of the line beyond the protocol. Both end
+# near zero on training cells.
 #
 # ## Where is the protocol?
 #

@@ -245,7 +245,7 @@ def _separation(fitted: Diagnosed, cells: Cells, seed: int) -> Iterator[Finding]
             )
         else:
             yield Finding("blocks apart", "fine", words)
-    parents = {block.name: block.parents for block in fitted.declaration.blocks}
+    parents = {b.name: fitted.design.roles(b.parents) for b in fitted.declaration.blocks}
     treatment, covariate = condition_labels(cells)
     for row in probes(means, treatment, covariate, parents=parents, seed=seed).itertuples():
         if row.expected != "chance":

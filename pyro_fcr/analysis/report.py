@@ -303,7 +303,7 @@ def _show_cells(
     )
     page.draw("latents", axes, "Each latent block on two principal components, coloured by "
               "treatment on the left and by covariate on the right.")  # fmt: skip
-    parents = {block.name: block.parents for block in model.declaration.blocks}
+    parents = {b.name: model.design.roles(b.parents) for b in model.declaration.blocks}
     table = probes(means, treatment, covariate, parents=parents, seed=seed)
     if len(table):
         page.draw("probes", plots.leakage(table), "How well fresh classifiers read treatment and "

@@ -789,6 +789,18 @@ class Design:
         columns = np.flatnonzero((cells.treatment_rows[used] != 0).any(axis=0))
         return [self.treatments[t] for t in columns if self.treatments[t] not in had]
 
+    def roles(self, parents: Iterable[str]) -> frozenset[str]:
+        """Return which of ``"treatment"``, ``"covariates"`` and ``"batch"`` are among parents.
+
+        Parameters
+        ----------
+        parents
+            As a block names them: roles, or columns of covariates and of the batch.
+        """
+        columns = {*self.schema.covariates, *self.schema.continuous}
+        found = {"covariates" if name in columns else name for name in parents}
+        return frozenset("batch" if name == self.schema.batch else name for name in found)
+
     def _target(self, name: str) -> str:
         # The schema's own names come first: a covariate may well be called "dose".
         schema = self.schema

@@ -109,6 +109,13 @@ def test_parent_of_a_column(design):
         design.parent("colour")
 
 
+def test_roles_of_parents(design):
+    assert design.roles({"type", "age"}) == {"covariates"}
+    assert design.roles({"lane", "treatment"}) == {"batch", "treatment"}
+    assert design.roles({"covariates", "type"}) == {"covariates"}
+    assert design.roles(()) == frozenset()
+
+
 @pytest.fixture(scope="module")
 def crossed():
     obs = pd.DataFrame(

@@ -34,11 +34,13 @@ PRIORS = {
     "low_rank": priors.LowRank(),
     "full": priors.FullCovariance(),
     "flow": priors.Flow(layers=2),
+    "non_factorised": priors.NonFactorised(features=4, width=8),
     "interaction": priors.Interaction(),
     "interaction_centred": priors.Interaction(centre_scale=True, weights="cells"),
     "features": priors.TreatmentFeatures(hidden=(4,)),
 }
 ANALYTIC = {"low_rank", "full", "standard", "hierarchical", "hierarchical_centred", "hill", "gp",
+            "non_factorised",
             "features"}  # fmt: skip
 BAYESIAN = ("hierarchical", "hierarchical_centred", "hill", "gp")
 

@@ -272,7 +272,14 @@ def fit(data: Path, out: Path, **options: Any) -> None:
         **{k: options[k] for k in ("treatment", "control", "counts", "dose", "batch")},
         size_factor=options["size_factor"],
     )
-    adata: Any = open_data(data) if options["stream"] or data.is_dir() else _read(data)
+    on_disk = options["stream"] or data.is_dir()
+    if on_disk and options["top_genes"] is not None:
+        raise DesignError(
+            sentence("genes cannot be left out of counts on disk", where="--top-genes",
+                     expected="a file that is read into memory", got=str(data),
+                     hint="write the file with fewer genes, or leave --stream out")
+        )  # fmt: skip
+    adata: Any = open_data(data) if on_disk else _read(data)
     split = _split(adata, options, [schema.treatment, *schema.covariates])
     if options["top_genes"] is not None:
         adata = pf.top_genes(adata, options["top_genes"], split=split, layer=schema.counts)

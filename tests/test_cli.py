@@ -174,6 +174,17 @@ def test_top_genes_are_those_that_vary() -> None:
     assert top_genes(adata, 9).n_vars == 4
 
 
+def test_a_run_from_disk_that_is_resumed(data, tmp_path) -> None:
+    out = tmp_path / "a"
+    for _ in range(2):
+        result = run("fit", data, *COLUMNS, *SMALL, "--stream", "--resume", "--out", out)
+        assert result.exit_code == 0, result.output
+    assert (out / "checkpoint.safetensors").is_file()
+    assert pf.load(out).latents(data)["z_x"].shape[0] == 216
+    said = refused("fit", data, *COLUMNS, "--stream", "--top-genes", 5, "--out", out)
+    assert "genes cannot be left out of counts on disk (--top-genes)" in said
+
+
 def test_an_earlier_run_is_replaced(fitted, data, tmp_path) -> None:
     out = tmp_path / "again"
     for seed in (1, 2):

@@ -30,7 +30,7 @@ SPLITS = {
     "column": {"column"},
 }
 FIELDS = {"name", "fold", "base", "source", "arguments", "schema", "likelihood", "genes", "cells",
-          "keep", "quick", "split", "min_cells"}  # fmt: skip
+          "keep", "quick", "split", "min_cells", "controls"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,8 @@ def load(recipe: Mapping[str, Any], seed: int) -> Problem:
         if "cells" in recipe:
             adata = _thinned(adata, schema, int(recipe["cells"]))
         split = _split(adata, schema, recipe["split"], seed)
+        if "controls" in recipe:
+            split = _with_controls(split, adata, schema, float(recipe["controls"]), seed)
         if "genes" in recipe and recipe.get("likelihood") != "normal":
             adata = top_genes(adata, int(recipe["genes"]), split=split)
     except (TypeError, FCRError) as error:
@@ -197,6 +199,17 @@ def _split(adata: AnnData, schema: Schema, recipe: Mapping[str, Any], seed: int)
     if recipe["kind"] == "hold_out":
         return splits.hold_out(adata, options.pop("hold_out"), seed=seed, **options)
     return splits.combinations(adata, schema, seed=seed, **options)
+
+
+def _with_controls(split: Split, adata: AnnData, schema: Schema, share: float, seed: int) -> Split:
+    """Move a share of every covariate group's training controls to the test cells."""
+    problem = Problem(adata, schema, split)
+    rng, parts = np.random.default_rng(seed), np.array(split.parts, dtype=object)
+    free = problem.mask("train") & (problem.treatment == schema.control)
+    for x in sorted(set(problem.covariate)):
+        rows = rng.permutation(np.flatnonzero(free & (problem.covariate == x)))
+        parts[rows[: round(share * len(rows))]] = "test"
+    return Split(split.names, tuple(parts), f"{split.recipe} with {share} of the controls")
 
 
 def _thinned(adata: AnnData, schema: Schema, most: int) -> AnnData:

@@ -8,6 +8,7 @@ from anndata import AnnData
 import pyro_fcr as pf
 from pyro_fcr import evaluate
 from pyro_fcr.benchmark import Problem, available, compare, read_config, run, summarise
+from pyro_fcr.benchmark.problem import _with_controls
 from pyro_fcr.benchmark.table import shares
 from pyro_fcr.benchmark.tasks.calibration import Calibration
 from pyro_fcr.benchmark.tasks.prediction import CEILING, REPLICATE, Prediction, _Scene
@@ -122,6 +123,32 @@ def test_values_that_are_no_counts_are_compared_as_they_are():
     )
     rows = pd.DataFrame(Prediction().references(problem, seed=0))
     assert rows.loc[rows["method"] == REPLICATE, "gain"].dropna().min() > 0.8
+
+
+def test_held_out_controls_keep_the_noise_of_one_control_out_of_both_changes():
+    rng = np.random.default_rng(0)
+    # Twelve groups of cells that differ in nothing, treated or not: there is no effect.
+    obs = pd.DataFrame(
+        [(t, f"x{i}") for t in ("control", "a") for i in range(12) for _ in range(20)],
+        columns=["t", "x"],
+    )
+    obs.index = [f"c{i}" for i in range(len(obs))]
+    adata = AnnData(rng.standard_normal((len(obs), 200)).astype("float32"), obs)
+    schema = pf.Schema(treatment="t", control="control", covariates="x")
+    split = pf.splits.combinations(adata, schema, share=0.5, valid=0, seed=0)
+    shared = Problem(adata, schema, split, "normal")
+    apart = Problem(adata, schema, _with_controls(split, adata, schema, 0.4, 0), "normal")
+    found = []
+    for problem in (shared, apart):
+        scene = _Scene(problem, 1000, seed=0)
+        everywhere = scene.train.to_numpy().mean(0)
+        rows = pd.DataFrame(scene.rows(dict.fromkeys(scene.conditions, everywhere)))
+        found.append(rows["pearson change"].mean())
+    # The mean over all groups knows of no effect. Against the one noisy control it seems to.
+    assert found[0] > 0.4
+    assert abs(found[1]) < 0.1
+    test = apart.mask("test") & (apart.treatment == "control")
+    assert set(np.unique(apart.covariate[test], return_counts=True)[1]) == {8}
 
 
 def test_sum_of_singles():

@@ -38,7 +38,9 @@ SEEN = "training cells of the condition"
 """Where it has any."""
 
 TOP = 100
+TOPS = {"": slice(None), " top 20": slice(20), " top 100": slice(TOP)}
 DRAWS = 1000
+MIN_FRESH = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,23 +49,23 @@ class Prediction(Task):
 
     The test cells of a condition are halved. One half is what all are scored on; the other chooses
     the differential genes, and is itself scored as a replicate. A prediction starts from the
-    training control cells of the same covariates, and changes are measured from their profile.
-    Profiles are log1p of counts per 10,000 of summed counts, or means where values are no counts.
+    training control cells of the same covariates, and its change is measured from their profile.
+    The true change is measured from test controls where the split has any (``controls`` in its
+    recipe): else the noise of one control would stand in both changes, and a prediction that
+    merely pulls it towards the mean would correlate with a truth without effect. Profiles are
+    log1p of counts per 10,000 of summed counts, or means where values are no counts.
 
-    One row per method and condition: ``pearson change`` from the control over all genes and the
-    top 20 and 100, ``pearson vs treated`` (the change from the mean of all treated training
-    profiles of these covariates), ``R2`` of the profile over the top 100, ``DE precision``
-    (average precision of the genes called at a false discovery rate of .05, by predicted change;
-    chance is their ``DE share``), ``gain`` (share of the
-    squared distance from the control to the truth that the prediction removes; below 0 it is
-    worse than no effect), ``size`` (length of the predicted change by the measured one's),
-    ``centroid accuracy`` (share of other treatments' profiles that are farther), and ``energy
+    One row per method and condition: ``pearson change`` over all genes and the top 20 and 100,
+    ``pearson vs treated`` (the change from the mean of all treated training profiles of these
+    covariates), ``R2`` of the profile over the top 100, ``DE precision`` (average precision of the
+    genes called at a false discovery rate of .05, by predicted change; chance is their ``DE
+    share``), ``gain`` (share of the squared length of the true change that the prediction removes;
+    below 0 it is worse than no effect), ``size`` (length of the predicted change by the true
+    one's), ``centroid accuracy`` (share of other treatments' profiles that are farther), and ``energy
     distance`` of the shifted control cells. One more row per method holds two scores over all
     conditions, each with a 95 % bootstrap interval over them (``low``, ``high``) and corrected for
-    the truth's noise by its halves: ``effect R2`` of the change from the control, and
-    ``interaction R2`` of what is left of it beside the additive rule, which scores 0. The noise of
-    the control mean and of the rule counts against these two: a prediction that is merely less
-    noisy gains a little.
+    noise by halves of treated and control cells: ``effect R2`` of the changes, and
+    ``interaction R2`` of what is left of them beside the additive rule, which scores 0.
 
     Parameters
     ----------
@@ -119,7 +121,7 @@ class Prediction(Task):
             if predicted
             for row in scene.rows(predicted)
         ]
-        return [*rows, *_ceiling(rows)]
+        return [*rows, *({"method": CEILING, **row} for row in scene.ceiling())]
 
 
 class _Scene:
@@ -133,6 +135,7 @@ class _Scene:
         self.training = problem.training(train)
         self.train = self.training.profiles
         self.controls: dict[str, np.ndarray] = {}
+        self._fresh: dict[str, np.ndarray | None] = {}
         halves: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
         for x in sorted(set(problem.covariate)):
             of_x = problem.covariate == x
@@ -144,6 +147,8 @@ class _Scene:
                 cells = rng.permutation(np.flatnonzero(of_x & test & (problem.treatment == t)))
                 if len(cells) >= problem.min_cells:
                     halves[t, x] = (cells[::2], cells[1::2])
+            fresh = np.flatnonzero(of_x & test & (problem.treatment == self.control))
+            self._fresh[x] = rng.permutation(fresh) if len(fresh) >= MIN_FRESH else None
         if not halves:
             raise DesignError(
                 sentence(
@@ -169,10 +174,19 @@ class _Scene:
         self._truth, self.other = (
             dict(zip(self.conditions, half.to_numpy(), strict=True)) for half in self.halves
         )
-        # The profile of the cells that predictions start from, not of all controls.
-        self.reference = {
-            x: problem.profile(problem.values(rows)) for x, rows in self.controls.items()
+
+        def measured(rows: np.ndarray) -> np.ndarray:
+            return problem.profile(problem.values(rows))
+
+        # Of the cells that predictions start from, not of all controls.
+        self.reference = {x: measured(rows) for x, rows in self.controls.items()}
+        self._measured = {
+            x: (self.reference[x],) * 3
+            if fresh is None
+            else (measured(fresh), measured(fresh[::2]), measured(fresh[1::2]))
+            for x, fresh in self._fresh.items()
         }
+        """Profile of the controls that changes are measured from, and of two halves of them."""
 
     @cached_property
     def _de(self) -> dict[tuple[str, str], pd.DataFrame]:
@@ -181,7 +195,9 @@ class _Scene:
         for (t, x), (_, chosen) in self._halves.items():
             if len(chosen) < 2:
                 chosen = np.concatenate(self._halves[t, x])
-            treated, control = self.problem.values(chosen), self.problem.values(self.controls[x])
+            fresh = self._fresh[x]
+            untreated = self.controls[x] if fresh is None else fresh
+            treated, control = self.problem.values(chosen), self.problem.values(untreated)
             table = evaluate.de_genes(treated, control, log_normalise=self.problem.counts)
             found[t, x] = table.sort_values("t", key=np.abs, ascending=False, kind="stable")
         return found
@@ -205,23 +221,25 @@ class _Scene:
     def _row(self, key: tuple[str, str], predicted: np.ndarray) -> dict[str, Any]:
         t, x = key
         truth, reference = self._truth[key], self.reference[x]
+        change, wanted = predicted - reference, truth - self._measured[x][0]
         table = self._de[key]
         de = table.index.to_numpy()[:TOP]
         row: dict[str, Any] = {"treatment": t, "covariate": x, "cells": len(self._halves[key][0])}
-        for name, genes in (("", None), (" top 20", de[:20]), (" top 100", de)):
+        nothing = np.zeros(len(change))
+        for name, genes in TOPS.items():
             row[f"pearson change{name}"] = evaluate.pearson_change(
-                predicted, truth, reference, genes
+                change, wanted, nothing, de[genes] if name else None
             )
         if x in self._treated:
             row["pearson vs treated"] = evaluate.pearson_change(predicted, truth, self._treated[x])
         row["R2 top 100"] = evaluate.r2(predicted, truth, de)
         called = table["called"].sort_index().to_numpy()
-        row["DE precision"] = evaluate.de_pr_auc(predicted - reference, called)
+        row["DE precision"] = evaluate.de_pr_auc(change, called)
         row["DE share"] = float(called.mean())
-        apart = float(((reference - truth) ** 2).sum())
-        row["gain"] = 1 - float(((predicted - truth) ** 2).sum()) / apart
-        row["size"] = float(np.sqrt(((predicted - reference) ** 2).sum() / apart))
-        moved = self._start(x) + (predicted - reference)
+        apart = float((wanted**2).sum())
+        row["gain"] = 1 - float(((change - wanted) ** 2).sum()) / apart
+        row["size"] = float(np.sqrt((change**2).sum() / apart))
+        moved = self._start(x) + change
         if self.problem.counts:
             moved = np.clip(moved, 0, None)
         part = self._components
@@ -269,13 +287,32 @@ class _Scene:
                 found[key] = rule.predict(*key).to_numpy()
         return found
 
+    def ceiling(self) -> Rows:
+        """Correlations alone: of a truth without noise with the noisy half, in expectation."""
+        rows = []
+        for t, x in self.conditions:
+            _, first, second = self._measured[x]
+            one, two = self._truth[t, x] - first, self.other[t, x] - second
+            row: dict[str, Any] = {"treatment": t, "covariate": x}
+            de = self._de[t, x].index.to_numpy()
+            for name, genes in TOPS.items():
+                kept = de[genes] if name else None
+                row[f"pearson change{name}"] = _root(one, two, np.zeros(len(one)), kept)
+            if x in self._treated:
+                row["pearson vs treated"] = _root(
+                    self._truth[t, x], self.other[t, x], self._treated[x], None
+                )
+            rows.append(row)
+        return rows
+
     def _effect(self, predicted: Mapping[tuple[str, str], np.ndarray]) -> dict[str, float]:
-        start = {key: self.reference[key[1]] for key in predicted}
-        return self._explained("effect", predicted, start)
+        nothing = np.zeros(self.train.shape[1])
+        return self._explained("effect", predicted, dict.fromkeys(predicted, nothing))
 
     def _interaction(self, predicted: Mapping[tuple[str, str], np.ndarray]) -> dict[str, float]:
         """Score the interactions of the conditions whose treatment trained elsewhere."""
-        return self._explained("interaction", predicted, self._additive)
+        rule = {key: value - self.reference[key[1]] for key, value in self._additive.items()}
+        return self._explained("interaction", predicted, rule)
 
     def _explained(
         self,
@@ -283,14 +320,14 @@ class _Scene:
         predicted: Mapping[tuple[str, str], np.ndarray],
         base: Mapping[tuple[str, str], np.ndarray],
     ) -> dict[str, float]:
-        """Score what is left of the truth beside a base, as evaluate.interaction_r2 does."""
+        """Score what is left of the changes beside a base, as evaluate.interaction_r2 does."""
         keys = [key for key in predicted if key in base]
         if len(keys) < 2:
             return {}
         left = np.stack([base[key] for key in keys])
-        one = np.stack([self._truth[key] for key in keys]) - left
-        two = np.stack([self.other[key] for key in keys]) - left
-        hat = np.stack([predicted[key] for key in keys]) - left
+        one = np.stack([self._truth[t, x] - self._measured[x][1] for t, x in keys]) - left
+        two = np.stack([self.other[t, x] - self._measured[x][2] for t, x in keys]) - left
+        hat = np.stack([predicted[t, x] - self.reference[x] for t, x in keys]) - left
         # Sums per condition, so that a bootstrap over them is cheap.
         missed, shared = ((one - hat) * (two - hat)).sum(1), (one * two).sum(1)
         drawn = np.random.default_rng(0).integers(len(keys), size=(DRAWS, len(keys)))
@@ -308,18 +345,10 @@ class _Scene:
         }
 
 
-def _ceiling(rows: Rows) -> Rows:
-    """Rows of correlations alone: of a truth without noise with the noisy half, in expectation."""
-    replicate = [row for row in rows if row["method"] == REPLICATE and row["treatment"] != "*"]
-    return [
-        {
-            **{key: row[key] for key in ("treatment", "covariate", "cells")},
-            **{key: float(np.sqrt(max(value, 0.0))) for key, value in row.items()
-               if key.startswith("pearson")},
-            "method": CEILING,
-        }
-        for row in replicate
-    ]  # fmt: skip
+def _root(
+    one: np.ndarray, two: np.ndarray, reference: np.ndarray, genes: np.ndarray | None
+) -> float:
+    return float(np.sqrt(max(evaluate.pearson_change(one, two, reference, genes), 0.0)))
 
 
 def _sums(scene: _Scene, separator: str | None) -> dict[tuple[str, str], np.ndarray]:

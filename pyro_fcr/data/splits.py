@@ -308,9 +308,9 @@ def combinations(
 ) -> Split:
     """Hold out a share of the treated combinations of treatment and covariates, drawn at random.
 
-    Controls always train. Every treatment keeps a combination, and so does every covariate
-    group, so that the parts of each unseen combination are known; where that leaves too few to
-    draw from, fewer are held out.
+    Controls always train. Every treatment keeps a combination, and every covariate group its
+    control or a combination, so that the parts of each unseen combination are known; where that
+    leaves too few to draw from, fewer are held out.
 
     Parameters
     ----------
@@ -354,7 +354,7 @@ def combinations(
     pairs, of_cell = np.unique(np.stack([codes, group], axis=1), axis=0, return_inverse=True)
     free = np.zeros(len(pairs), bool)
     free[of_cell.reshape(-1)[treated]] = True
-    left = [np.bincount(pairs[free, axis]) for axis in (0, 1)]
+    left = [np.bincount(pairs[free, 0]), np.bincount(pairs[:, 1])]
     wanted, held = round(share * int(free.sum())), np.zeros(len(pairs), bool)
     for pair in np.random.default_rng(seed).permutation(np.flatnonzero(free)):
         t, x = pairs[pair]

@@ -61,10 +61,10 @@ class Prediction(Task):
     genes called at a false discovery rate of .05, by predicted change; chance is their ``DE
     share``), ``gain`` (share of the squared length of the true change that the prediction removes;
     below 0 it is worse than no effect), ``size`` (length of the predicted change by the true
-    one's), ``centroid accuracy`` (share of other treatments' profiles that are farther), and ``energy
-    distance`` of the shifted control cells. One more row per method holds two scores over all
-    conditions, each with a 95 % bootstrap interval over them (``low``, ``high``) and corrected for
-    noise by halves of treated and control cells: ``effect R2`` of the changes, and
+    one's), ``centroid accuracy`` (share of other treatments' profiles that are farther), and
+    ``energy distance`` of the shifted control cells. One more row per method holds two scores over
+    all conditions, each with a 95 % bootstrap interval over them (``low``, ``high``) and corrected
+    for noise by halves of treated and control cells: ``effect R2`` of the changes, and
     ``interaction R2`` of what is left of them beside the additive rule, which scores 0.
 
     Parameters

@@ -4,6 +4,7 @@ from pyro_fcr.infer import gauge
 from pyro_fcr.infer.distributed import Ranks, processes
 from pyro_fcr.infer.objective import Objective, SiteELBO, Terms, Weighted
 from pyro_fcr.infer.schedule import Plan, Settled
+from pyro_fcr.infer.sleep import sleep
 from pyro_fcr.infer.trainer import Trainer, resolve_device
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "gauge",
     "processes",
     "resolve_device",
+    "sleep",
 ]

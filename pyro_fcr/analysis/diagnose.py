@@ -303,7 +303,7 @@ def _posterior(fitted: Diagnosed, cells: Cells, seed: int) -> Iterator[Finding]:
             "guide against exact posterior",
             "look",
             words + " Spreads of single cells' latents are not to be taken at their word.",
-            "guide=pf.guides.Joint(), or importance weights (fcr.importance)",
+            "fcr.calibrate(), guide=pf.guides.Joint(), or importance weights (fcr.importance)",
         )
     else:
         yield Finding("guide against exact posterior", "fine", words)
@@ -319,7 +319,7 @@ def _posterior(fitted: Diagnosed, cells: Cells, seed: int) -> Iterator[Finding]:
                 f"spread of {name}",
                 "look",
                 words,
-                "guide=pf.guides.Joint() or pf.guides.SemiAmortised()",
+                "fcr.calibrate(), which trains the guide on cells that the model draws",
             )
         else:
             yield Finding(f"spread of {name}", "fine", words)

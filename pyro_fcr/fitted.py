@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from anndata import AnnData
+    from numpy.typing import NDArray
     from torch import nn
 
     from pyro_fcr.analysis.diagnose import Diagnosis
@@ -976,10 +977,10 @@ class Fitted(ABC):
             If the cells do not tell their conditions, or no group has enough control cells.
         """
         self._fitted()
-        self._require(self.encode(adata), frozenset({"treatment", "covariates"}), "effects")
-        return estimate_effects(
-            self, adata, draws=draws, replicate=replicate, level=level, seed=seed
-        )
+        cells = self.encode(adata)
+        self._require(cells, frozenset({"treatment", "covariates"}), "effects")
+        told = None if replicate is None else _column(adata, replicate, "effects(replicate=)")
+        return estimate_effects(self, cells, draws=draws, replicates=told, level=level, seed=seed)
 
     def dose_response(
         self,
@@ -1062,3 +1063,17 @@ class Fitted(ABC):
     def _chunks(self, cells: Cells) -> Iterator[Batch]:
         source = open_source(cells, batch_size=CHUNK, shuffle=False)
         return (batch.to(self.device) for batch in source.batches(epoch=0))
+
+
+def _column(adata: AnnData | None, name: str, where: str) -> NDArray[Any]:
+    if adata is None or name not in adata.obs:
+        raise DesignError(
+            sentence(
+                f"no column '{name}' to read",
+                where=where,
+                expected="a column of adata.obs, and adata itself",
+                got="no adata" if adata is None else f"columns {list(adata.obs.columns)[:12]}",
+                hint="pass the data, or leave it out",
+            )
+        )
+    return adata.obs[name].astype(str).to_numpy()

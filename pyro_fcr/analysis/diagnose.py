@@ -17,8 +17,7 @@ from pyro_fcr.analysis.diagnostics import (
     simulated_ranks,
 )
 from pyro_fcr.analysis.draws import moments, seeded
-from pyro_fcr.analysis.leakage import block_leakage
-from pyro_fcr.analysis.report import probes
+from pyro_fcr.analysis.leakage import block_leakage, probes
 from pyro_fcr.errors import FCRError
 
 if TYPE_CHECKING:

@@ -361,10 +361,10 @@ def expected_fdr(p_effect: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def estimate_effects(
     model: Intervened,
-    adata: AnnData | None = None,
+    cells: Cells,
     *,
     draws: int = 200,
-    replicate: str | None = None,
+    replicates: NDArray[Any] | None = None,
     level: float = 0.9,
     seed: int = 0,
 ) -> Effects:
@@ -374,13 +374,13 @@ def estimate_effects(
     ----------
     model
         A fitted model whose schema names treatment and covariates.
-    adata
-        The cells; the training data by default.
+    cells
+        The cells.
     draws
         Posterior draws.
-    replicate
-        Column of ``adata.obs`` that tells donors or wells apart, where there are some: they,
-        instead of cells, are then what is resampled.
+    replicates
+        Shape (N,): labels that tell donors or wells apart, where there are some: they, instead
+        of cells, are then what is resampled.
     level
         Probability of the intervals.
     seed
@@ -391,8 +391,6 @@ def estimate_effects(
     DesignError
         If no covariate group has enough control cells.
     """
-    cells = model.encode(adata)
-    groups = _replicates(adata, replicate)
     design = cells.design
     rng = np.random.default_rng(seed)
     shape = (draws, design.n_treatment_levels, design.n_covariate_levels, design.n_genes)
@@ -404,7 +402,7 @@ def estimate_effects(
             rows = np.flatnonzero((cells.treatment_id == t) & (cells.covariate_id == x))
             if len(rows) < MIN_CELLS:
                 continue
-            labels = None if groups is None else groups[rows]
+            labels = None if replicates is None else replicates[rows]
             weights = np.vstack([np.ones(len(rows)), _bootstrap(len(rows), labels, draws, rng)])
             m, e, total = _profiles(model, cells.subset(rows), weights, seed=seed)
             middle[t, x], gap[t, x], least[t, x] = m[0], e[0] - m[0], 1 / (total + 0.5)
@@ -452,22 +450,6 @@ def estimate_effects(
         error=error,
         level=level,
     )
-
-
-def _replicates(adata: AnnData | None, column: str | None) -> NDArray[Any] | None:
-    if column is None:
-        return None
-    if adata is None or column not in adata.obs:
-        raise DesignError(
-            sentence(
-                f"no column '{column}' tells replicates apart",
-                where="effects(replicate=)",
-                expected="a column of adata.obs, and adata itself",
-                got="no adata" if adata is None else f"columns {list(adata.obs.columns)[:12]}",
-                hint="pass the data, or leave replicate out",
-            )
-        )
-    return adata.obs[column].astype(str).to_numpy()
 
 
 def _bootstrap(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import io
 import os
 import warnings
@@ -15,34 +16,49 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from pyro_fcr.analysis import plots
 from pyro_fcr.analysis.certificate import interaction_certificate, learned_prior
 from pyro_fcr.analysis.conditions import condition_labels
+from pyro_fcr.analysis.diagnose import diagnose
 from pyro_fcr.analysis.draws import moments, seeded
+from pyro_fcr.analysis.effects import estimate_effects
 from pyro_fcr.analysis.expression import expected_counts
+from pyro_fcr.analysis.leakage import probes
 from pyro_fcr.errors import FCRError
 from pyro_fcr.evaluate import bootstrap_prior, profile, top_de_genes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from anndata import AnnData
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from pyro_fcr.analysis.effects import Effects
     from pyro_fcr.data import Cells, Design, Split
+    from pyro_fcr.evaluate import Certificate
     from pyro_fcr.model import LatentModel
 
-__all__ = ["Reported", "interaction_strength", "probes", "write_report"]
+__all__ = ["Reported", "interaction_strength", "write_report"]
 
 MAX_CELLS = 5000
 """Cells that pictures, probes and the certificate are made from; drawn at random from more."""
 
-PROBED_CELLS = 800
-PROBED_LABELS = 8
-PROBED_STRATA = 8
+EFFECT_CELLS = 20_000
+EFFECT_VALUES = 60_000_000
+"""Draws × conditions × genes of the effects that a page holds while it is made."""
+
+EFFECT_DRAWS = (40, 200)
+"""Fewest and most draws behind the effects."""
+
+RANKED, SHOWN_CONDITIONS, SHOWN_GENES, SHARED_GENES = 60, 30, 15, 100
+
+_OF_CELLS = (
+    "latents", "probes", "certificate", "interaction", "diagnosis", "effects", "evaluation",
+)  # fmt: skip
 
 Moments = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -151,64 +167,25 @@ def write_report(
     if cells is not None and not ((cells.treatment_id >= 0) & (cells.covariate_id >= 0)).any():
         cells, reason = None, "no cell has both a treatment and covariates that the model knows."
     if cells is None:
-        for section in ("latents", "probes", "certificate", "interaction", "evaluation"):
+        for section in _OF_CELLS:
             page.missing[section] = reason
     else:
         shown = _labelled(cells, seed)
-        _show_cells(page, model, shown, split, len(cells), seed)
+        certificate = _show_cells(page, model, shown, split, len(cells), seed)
+        _show_diagnosis(page, model, shown, certificate, seed)
+        _show_effects(page, model, cells, seed)
         _show_predictions(page, model, adata, cells, split, evaluation, seed)
-    content = _template().render(
-        page=page, blocks=_blocks(model), system=type(model).__name__, title="pyro_fcr report"
+    environment = _environment()
+    script = _source(environment, "report.js")
+    content = environment.get_template("report.html.j2").render(
+        page=page,
+        blocks=_blocks(model),
+        system=type(model).__name__,
+        title="pyro_fcr report",
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
     return _write(Path(path), content)
-
-
-def probes(
-    latents: Mapping[str, np.ndarray],
-    treatment: NDArray[Any],
-    covariate: NDArray[Any],
-    *,
-    parents: Mapping[str, frozenset[str]] | None = None,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Ask fresh classifiers what each block gives away of the treatment and of the covariates.
-
-    Parameters
-    ----------
-    latents
-        Posterior means (N, d) by block.
-    treatment, covariate
-        Labels (N,).
-    parents
-        What each block depends on by its prior; a block should give away nothing else.
-    seed
-        Governs which cells are asked about and the folds.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per block and question: ``block``, ``question``, ``score`` (balanced accuracy),
-        ``chance``, ``low``, ``high`` (95 % of the score), ``expected`` ("chance" or "above").
-        Questions without two labels in any stratum are left out. At most 800 cells and the eight
-        commonest labels and strata are used. :func:`pyro_fcr.evaluate.separability` asks all
-        cells, a second classifier too, and takes its time.
-    """
-    rng = np.random.default_rng(seed)
-    asked = {
-        "treatment, same covariate": ("treatment", treatment, covariate),
-        "covariate, same treatment": ("covariates", covariate, treatment),
-    }
-    rows = []
-    for question, (cause, labels, strata) in asked.items():
-        common = _common(labels, PROBED_LABELS) & _common(strata, PROBED_STRATA)
-        chosen = np.sort(rng.permutation(np.flatnonzero(common))[:PROBED_CELLS])
-        for block, z in latents.items():
-            found = _readability(z[chosen], labels[chosen], strata[chosen], seed=seed)
-            if found is not None:
-                told = parents is not None and cause in parents.get(block, frozenset())
-                expected = "above" if told else "chance"
-                rows.append({"block": block, "question": question, **found, "expected": expected})
-    return pd.DataFrame(rows)
 
 
 def interaction_strength(mean: np.ndarray, sd: np.ndarray, cells: Cells) -> pd.DataFrame:
@@ -283,7 +260,8 @@ def _describe_run(
 
 def _show_cells(
     page: _Page, model: Reported, cells: Cells, split: Split | None, n_all: int, seed: int
-) -> None:
+) -> Callable[[], Certificate] | None:
+    """Show what the blocks hold; return what tells the certificate, where there is one."""
     found, design = _moments(model, cells), model.design
     means = {name: mean for name, (mean, _) in found.items()}
     treatment, covariate = condition_labels(cells)
@@ -314,7 +292,7 @@ def _show_cells(
     both = [name for name, causes in parents.items() if {"treatment", "covariates"} <= causes]
     if not both:
         page.missing["certificate"] = page.missing["interaction"] = "No interaction block."
-        return
+        return None
     try:
         with seeded(seed):
             prior = learned_prior(model.model, model.guide, both[0], model.design)
@@ -332,8 +310,15 @@ def _show_cells(
         page.words["certificate"] = str(certificate)
         _show_interaction(page, interaction_strength(*found[both[0]], cells))
     except FCRError as error:
+        failed = error
         for section in ("certificate", "interaction"):
             page.missing.setdefault(section, str(error))
+
+        def refuse() -> Certificate:
+            raise failed
+
+        return refuse
+    return lambda: certificate
 
 
 def _show_interaction(page: _Page, strength: pd.DataFrame) -> None:
@@ -346,6 +331,129 @@ def _show_interaction(page: _Page, strength: pd.DataFrame) -> None:
     long.columns = ["treatment", "covariate", "strength"]
     long = long.sort_values("strength", ascending=False).head(8)
     page.tables["interaction"] = _rows(long, most=8)
+
+
+def _show_diagnosis(
+    page: _Page,
+    model: Reported,
+    cells: Cells,
+    certificate: Callable[[], Certificate] | None,
+    seed: int,
+) -> None:
+    try:
+        found = diagnose(model, cells, certificate=certificate, seed=seed)
+    except FCRError as error:
+        page.missing["diagnosis"] = str(error)
+        return
+    page.tables["diagnosis"] = {"rows": found.findings}
+    states = [finding.state for finding in found.findings]
+    page.words["diagnosis"] = (
+        f"{len(states)} things were looked at: {states.count('fine')} are fine, "
+        f"{states.count('look')} should be known, {states.count('bad')} are bad."
+    )
+
+
+def _show_effects(page: _Page, model: Reported, cells: Cells, seed: int) -> None:
+    """Show what treatments do to genes: ranked interactions, strongest genes, shares."""
+    design = model.design
+    size = max(1, (design.n_treatment_levels - 1) * design.n_covariate_levels * design.n_genes)
+    fewest, most = EFFECT_DRAWS
+    if fewest * size > EFFECT_VALUES or not model.model.likelihood.reads_counts:
+        page.missing["effects"] = (
+            "The model reads no counts."
+            if not model.model.likelihood.reads_counts
+            else "There are too many conditions for a page; model.effects(draws=...) has them."
+        )
+        return
+    rows = np.flatnonzero((cells.treatment_id >= 0) & (cells.covariate_id >= 0))
+    if len(rows) > EFFECT_CELLS:
+        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:EFFECT_CELLS])
+    draws = int(np.clip(EFFECT_VALUES // size, fewest, most))
+    try:
+        effects = estimate_effects(model, cells.subset(rows), draws=draws, seed=seed)
+    except FCRError as error:
+        page.missing["effects"] = str(error)
+        return
+    page.words["effects"] = (
+        f"Estimated from {len(rows):,} cells with {draws} posterior draws; intervals hold "
+        f"{effects.level:.0%}."
+    )
+    ranked = effects.interactions()
+    _show_genes(page, effects, ranked)
+    if len(effects.covariates) > 1:
+        _show_ranking(page, effects, ranked)
+        _show_shares(page, effects)
+    else:
+        page.missing["shares"] = "There is one group of cells alone, so no interaction."
+
+
+def _show_ranking(page: _Page, effects: Effects, ranked: pd.DataFrame) -> None:
+    one = len(effects.treatments) == 1
+    names = ranked["covariate"] if one else ranked["treatment"] + " in " + ranked["covariate"]
+    drawn = ranked.set_index(names).rename(columns={"strength": "lfc"}).head(20)
+    axes = plots.intervals(
+        {"": drawn}, list(drawn.index), label="interaction (rms over genes, log2)"
+    )
+    axes.set_xlim(left=0)
+    page.draw("ranking", axes, "Strength of the interaction of each condition with its interval, "
+              "the strongest first, as given in the table.")  # fmt: skip
+    ranked = ranked.assign(
+        genes=ranked["genes"].round().astype(int),
+        measured=np.where(ranked["measured"], "yes", "no"),
+    )
+    page.tables["ranking"] = _rows(ranked, most=RANKED) | {
+        "notes": {
+            "strength": "Root mean square over genes of what the treatment does to this group "
+            "beyond what it does on average, log2 units",
+            "genes": "Expected number of genes whose interaction is larger than 0.25",
+            "measured": "No: no cells, the model extrapolates",
+        }
+    }
+
+
+def _show_genes(page: _Page, effects: Effects, ranked: pd.DataFrame) -> None:
+    tables, hovers = [], []
+    for t, x in ranked[["treatment", "covariate"]].head(SHOWN_CONDITIONS).to_numpy():
+        found = effects.genes_of(t, x)
+        # The likeliest effects are many: of those, the largest.
+        sure = found[found["selected"]] if found["selected"].any() else found.head(SHOWN_GENES)
+        sure = sure.loc[sure["lfc"].abs().sort_values(ascending=False).index].head(SHOWN_GENES)
+        hovers += [
+            f"The model alone says {_number(row.model)}, the cells alone {_number(row.measured)}"
+            for row in sure.itertuples()
+        ]
+        named = {"treatment": t, "covariate": x, "gene": sure.index}
+        kept = sure[["lfc", "low", "high", "p_effect", "selected"]]
+        kept = kept.assign(selected=np.where(kept["selected"], "yes", "no"))
+        tables.append(kept.reset_index(drop=True).assign(**named)[[*named, *kept.columns]])
+    table = pd.concat(tables, ignore_index=True)
+    page.tables["genes"] = _rows(table, most=len(table)) | {
+        "hovers": hovers,
+        "left_out": max(0, len(ranked) - SHOWN_CONDITIONS),
+        "notes": {
+            "lfc": "Log2 fold change against control cells of the same group, posterior mean",
+            "p effect": "Probability that the change is larger than 0.25 either way",
+            "selected": "Expected share of false ones at most 5 %",
+        },
+    }
+
+
+def _show_shares(page: _Page, effects: Effects) -> None:
+    shares = effects.decompose()
+    columns = ["size", "common", "interaction", "interaction_low", "interaction_high"]
+    page.tables["shares"] = _rows(shares[columns].reset_index(), most=SHARED_GENES) | {
+        "notes": {
+            "size": "Root mean square of the gene's log2 fold changes over conditions",
+            "common": "Share of the squared changes that all groups of cells have in common",
+            "interaction": "Share that differs between groups of cells",
+        }
+    }
+    names = {"interaction": "lfc", "interaction_low": "low", "interaction_high": "high"}
+    drawn = shares.head(20)[list(names)].rename(columns=names)
+    axes = plots.intervals({"": drawn}, list(drawn.index), label="share of the interaction")
+    axes.set_xlim(0, 1)
+    page.draw("shares", axes, "Share of the interaction in the changes of the twenty most changed "
+              "genes, with intervals, as given in the table.")  # fmt: skip
 
 
 def _show_predictions(
@@ -447,45 +555,6 @@ def _show_scatter(
     page.words["scatter"] = f"{t} in {x}"
 
 
-def _readability(
-    z: np.ndarray, labels: NDArray[Any], strata: NDArray[Any], *, seed: int, folds: int = 5
-) -> dict[str, float] | None:
-    """Cross-validate a logistic regression on latents and their squares within each stratum."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-
-    scores, chances, variances = [], [], []
-    for stratum in np.unique(strata.astype(str)):
-        inside = strata.astype(str) == stratum
-        names, counts = np.unique(labels[inside].astype(str), return_counts=True)
-        inside &= np.isin(labels.astype(str), names[counts >= folds])
-        _, codes = np.unique(labels[inside].astype(str), return_inverse=True)
-        if not inside.any() or codes.max() < 1:
-            continue
-        x = z[inside] - z[inside].mean(axis=0)
-        x = x / np.maximum(x.std(axis=0), 1e-8)
-        classifier = LogisticRegression(C=0.3, max_iter=200, tol=1e-3, class_weight="balanced")
-        cut = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        with warnings.catch_warnings():
-            # A separable stratum does not converge, and is separable all the same.
-            warnings.filterwarnings("ignore", message=".*lbfgs failed to converge.*")
-            read = cross_val_predict(classifier, np.hstack([x, x**2 - 1]), codes, cv=cut)
-        sizes = np.bincount(codes)
-        hit = np.bincount(codes, read == codes) / sizes
-        scores.append(hit.mean())
-        chances.append(1 / len(sizes))
-        variances.append((hit * (1 - hit) / sizes).mean() / len(sizes))
-    if not scores:
-        return None
-    score, half = float(np.mean(scores)), 1.96 * float(np.sqrt(np.sum(variances))) / len(scores)
-    return {
-        "score": score,
-        "chance": float(np.mean(chances)),
-        "low": max(0.0, score - half),
-        "high": min(1.0, score + half),
-    }
-
-
 # ---- pieces ----------------------------------------------------------------------------------
 
 
@@ -536,11 +605,6 @@ def _moments(model: Reported, cells: Cells) -> Moments:
     }
 
 
-def _common(labels: NDArray[Any], most: int) -> NDArray[np.bool_]:
-    names, counts = np.unique(labels.astype(str), return_counts=True)
-    return np.isin(labels.astype(str), names[np.argsort(-counts, kind="stable")][:most])
-
-
 def _rows(table: pd.DataFrame, *, most: int) -> dict[str, Any]:
     rows = [[_number(value) for value in row] for row in table.head(most).itertuples(index=False)]
     return {
@@ -581,15 +645,19 @@ def _data_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(drawn.getvalue()).decode("ascii")
 
 
-def _template() -> Any:
-    environment = Environment(
+def _source(environment: Environment, name: str) -> str:
+    loader: Any = environment.loader
+    return str(loader.get_source(environment, name)[0])
+
+
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader("pyro_fcr.analysis", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
 
 
 def _write(path: Path, content: str) -> Path:

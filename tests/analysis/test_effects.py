@@ -12,7 +12,6 @@ from pyro_fcr.analysis.effects import (
     ModelError,
     _interaction_variance,
     _joint_errors,
-    estimate_effects,
     expected_fdr,
 )
 from pyro_fcr.errors import CategoryError, DesignError
@@ -120,7 +119,7 @@ def fitted():
 def test_a_perfect_model_leaves_its_measurements_alone(fitted):
     """Where cells are many, the estimate is the measured change, whatever the model says."""
     model, adata = fitted
-    effects = estimate_effects(model, draws=50)
+    effects = model.effects(draws=50)
     assert effects.draws.shape == (50, 2, 3, adata.n_vars)
     treated = adata[(adata.obs["drug"] == "A") & (adata.obs["type"] == "u")]
     control = adata[(adata.obs["drug"] == "ctrl") & (adata.obs["type"] == "u")]
@@ -139,14 +138,14 @@ def test_replicates_widen_the_intervals(fitted):
     well = np.arange(adata.n_obs) % 2
     adata.X[well == 1, 3] *= 5
     adata.obs["well"] = pd.Categorical([f"w{i}" for i in well])
-    by_cell = estimate_effects(model, adata, draws=100)
-    by_well = estimate_effects(model, adata, draws=100, replicate="well")
+    by_cell = model.effects(adata, draws=100)
+    by_well = model.effects(adata, draws=100, replicate="well")
     width = [
         e.genes_of("A", "u").loc["g3", ["low", "high"]].diff().iloc[-1] for e in (by_cell, by_well)
     ]
     assert width[1] > 1.5 * width[0]
     with pytest.raises(DesignError, match="no column 'plate'"):
-        estimate_effects(model, adata, replicate="plate")
+        model.effects(adata, replicate="plate")
 
 
 def test_a_condition_without_cells_is_extrapolated_as_widely_as_interactions_range():
@@ -154,7 +153,7 @@ def test_a_condition_without_cells_is_extrapolated_as_widely_as_interactions_ran
     held = (adata.obs["drug"] == "B") & (adata.obs["type"] == "w")
     model = tiny_fcr(adata[~held].copy(), sizes={**SIZES, "z_tx": 1})
     fit(model, max_epochs=20)
-    effects = estimate_effects(model, draws=300)
+    effects = model.effects(draws=300)
     assert np.isnan(effects.measured[1, 2]).all()
     elsewhere = effects.predicted.copy()
     elsewhere[1, 2] = np.nan

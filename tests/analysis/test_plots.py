@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import sys
 
 import matplotlib as mpl
@@ -9,6 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyro_fcr import errors
 from pyro_fcr.analysis import plots
 
 
@@ -178,3 +180,105 @@ def test_intervals_stand_where_the_table_says() -> None:
     (bars,) = first.lines[2]
     np.testing.assert_allclose([s[:, 0] for s in bars.get_segments()], [[-2.5, -1.0], [0.5, 2.0]])
     assert ax.yaxis_inverted()
+
+
+def curves() -> pd.DataFrame:
+    rows = [
+        {"covariate": x, "dose": d, "gene": g, "lfc": d * k, "low": d * k - 1, "high": d * k + 1}
+        for x, k in (("u", 1.0), ("v", -1.0))
+        for g in ("a", "_b$")
+        for d in (10.0, 0.0, 0.1, 1.0)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_dose_response_draws_a_panel_per_gene_and_a_band_per_group() -> None:
+    first, second = plots.dose_response(curves(), measured=[0.1, 10.0])
+    assert first.get_title(loc="left") == "a"
+    assert second.get_title(loc="left").endswith("b\\$")
+    zero, u, v, marks = first.lines
+    np.testing.assert_allclose(u.get_xdata(), [0, 0.1, 1, 10])
+    np.testing.assert_allclose(v.get_ydata(), [0, -0.1, -1, -10])
+    assert u.get_linestyle() != v.get_linestyle()
+    assert u.get_color() != v.get_color()
+    np.testing.assert_allclose(marks.get_xdata(), [0.1, 10.0])
+    band = first.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (-1, 11)
+    assert first.get_xscale() == "symlog"
+    assert len(plots.dose_response(curves(), ["a"])) == 1
+
+
+def test_leakage_matrix_reads_rows_and_tells_columns() -> None:
+    history = {"loss": 3.0, "leakage.z_x.z_t": 0.25, "leakage.z_t.z_x": -0.01}
+    ax = plots.leakage_matrix(history)
+    drawn = ax.images[0].get_array()
+    np.testing.assert_array_equal(np.ma.getmaskarray(np.ma.masked_invalid(drawn)), np.eye(2))
+    assert drawn[0, 1] == 0.25
+    assert drawn[1, 0] == 0
+    assert "-0.01" in texts(ax)
+    assert (ax.get_ylabel(), ax.get_xlabel()) == ("read from", "told of")
+
+
+def test_masks_are_drawn_as_probabilities() -> None:
+    table = pd.DataFrame([[0.0, 1.0], [0.5, 0.25]], index=["A", "B"], columns=[0, 1])
+    ax = plots.masks(table)
+    np.testing.assert_allclose(ax.images[0].get_array(), table)
+    assert ax.images[0].get_clim() == (0, 1)
+    assert "0.25" in texts(ax)
+
+
+def test_uniform_ranks_lie_in_the_band_and_crowded_ones_do_not() -> None:
+    uniform = np.tile(np.arange(100), 50)
+    flat, hill = plots.rank_histogram({"z_x": uniform, "z_t": 40 + uniform // 5}, draws=99)
+    np.testing.assert_allclose(flat.patches[0].get_data().values, 1.0)
+    assert hill.patches[0].get_data().values.max() == pytest.approx(5)
+    # Binomial(5000, 1/20) leaves 99 % within about 2.58 standard deviations.
+    band = flat.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() == pytest.approx(1 + 2.58 * np.sqrt(0.95 / 250), abs=0.02)
+
+
+def test_coverage_of_uniform_positions_is_the_diagonal() -> None:
+    uniform = (np.arange(1000) + 0.5) / 1000
+    ax = plots.coverage({"z_x": uniform, "z_t": 0.25 + uniform / 2})
+    _, right, wide = ax.lines
+    np.testing.assert_allclose(right.get_ydata(), right.get_xdata(), atol=0.01)
+    np.testing.assert_allclose(wide.get_ydata()[[25, 50, 75]], [0.5, 1, 1], atol=0.01)
+
+
+def test_umap_is_named_as_such_and_its_absence_is_told(monkeypatch) -> None:
+    class Umap:
+        def __init__(self, **options) -> None:
+            self.options = options
+
+        def fit_transform(self, x):
+            return x[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", type(sys)("umap"))
+    sys.modules["umap"].UMAP = Umap
+    assert plots.latents(frame(), basis="umap").get_xlabel() == "UMAP 1"
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(errors.DesignError, match="umap-learn"):
+        plots.latents(frame(), basis="umap")
+
+
+PICTURES = {
+    "dose_response": lambda: plots.dose_response(curves())[0],
+    "leakage_matrix": lambda: plots.leakage_matrix({"leakage.z_x.z_t": 0.2}),
+    "masks": lambda: plots.masks(pd.DataFrame(np.eye(3), index=["a long treatment", "B", "C"])),
+    "coverage": lambda: plots.coverage({"z_x": [0.2, 0.7]}),
+    "ranks": lambda: plots.rank_histogram({"z_x": [1, 5], "z_t": [2, 3]}, draws=9)[0],
+    "latents": lambda: plots.latents(frame(), np.array(["a", "b"] * 30)),
+    "interaction": lambda: plots.interaction(pd.DataFrame([[1.0, 2.0]], columns=["u", "v"])),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_nothing_is_clipped_at_the_edge_of_the_picture(name) -> None:
+    figure = PICTURES[name]().figure
+    with plots.house_style():
+        figure.savefig(io.BytesIO(), dpi=figure.dpi)
+        page, drawn = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+    assert drawn.x0 >= page.x0 - 1
+    assert drawn.y0 >= page.y0 - 1
+    assert drawn.x1 <= page.x1 + 1
+    assert drawn.y1 <= page.y1 + 1

@@ -1,0 +1,129 @@
+"""Pictures of what treatments do to genes: intervals, dose by dose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pyro_fcr.analysis.plots.style import GREY, PALETTE, WIDTH, house_style, own_axes, short
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+__all__ = ["dose_response", "intervals"]
+
+_DASHES = ("-", "--", "-.", ":")
+
+
+def intervals(
+    tables: Mapping[str, pd.DataFrame],
+    genes: Sequence[str],
+    *,
+    title: str | None = None,
+    label: str = "log2 fold change",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw estimates with their intervals, gene by gene, several groups beside one another.
+
+    Parameters
+    ----------
+    tables
+        By group: a table by gene with columns ``lfc``, ``low`` and ``high``, as
+        ``Effects.genes_of`` and ``Effects.compare`` return them.
+    genes
+        The genes to draw, from top to bottom.
+    title
+        What to write above.
+    label
+        What the numbers are.
+    ax
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    places = np.arange(len(genes), dtype=float)
+    steps = (np.arange(len(tables)) - (len(tables) - 1) / 2) * 0.7 / max(len(tables), 1)
+    with house_style():
+        ax = own_axes(ax, height=0.8 + len(genes) * max(0.2, 0.13 * len(tables)))
+        ax.axvline(0, color=GREY, lw=0.8, zorder=0)
+        for step, colour, (name, table) in zip(steps, PALETTE, tables.items(), strict=False):
+            rows = table.loc[list(genes)]
+            middle = rows["lfc"].to_numpy()
+            reach = np.abs(rows[["low", "high"]].to_numpy() - middle[:, None]).T
+            ax.errorbar(middle, places + step, xerr=reach, fmt="o", ms=3.5, lw=1.4, color=colour,
+                        label=short(str(name)))  # fmt: skip
+        ax.set_yticks(places, [short(str(gene)) for gene in genes])
+        ax.set(ylim=(len(genes) - 0.4, -0.6), xlabel=label, title=title or "")
+        if len(tables) > 1:
+            ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(tables), 3))
+    return ax
+
+
+def dose_response(
+    table: pd.DataFrame, genes: Sequence[str] | None = None, *, measured: Sequence[float] = ()
+) -> NDArray[np.object_]:
+    """Draw log fold changes over doses with their bands, one panel per gene.
+
+    Parameters
+    ----------
+    table
+        What ``model.dose_response`` returns: columns ``covariate``, ``dose``, ``gene``, ``lfc``,
+        ``low``, ``high``.
+    genes
+        The genes to draw; the first six of the table by default.
+    measured
+        Doses that the data hold, marked at the bottom: what lies between them is interpolated.
+
+    Returns
+    -------
+    numpy.ndarray of Axes
+    """
+    chosen = list(dict.fromkeys(table["gene"]))[:6] if genes is None else list(genes)
+    groups = list(dict.fromkeys(table["covariate"]))
+    doses = np.sort(table["dose"].unique())
+    positive = doses[doses > 0]
+    wide = len(positive) > 1 and positive[-1] > 20 * positive[0]
+    with house_style():
+        across = min(2, len(chosen))
+        rows = -(-len(chosen) // across)
+        key = 0.2 * -(-len(groups) // 3) + 0.1 if len(groups) > 1 else 0.0
+        figure = Figure(figsize=(WIDTH, 2.0 * rows + key + 0.2), layout="constrained")
+        axes = figure.subplots(rows, across, squeeze=False, sharex=True).ravel()
+        for ax in axes[len(chosen) :]:
+            ax.set_axis_off()
+        for place, (ax, gene) in enumerate(zip(axes, chosen, strict=False)):
+            ax.axhline(0, color=GREY, lw=0.8, zorder=0)
+            for i, group in enumerate(groups):
+                rows_of = table[(table["gene"] == gene) & (table["covariate"] == group)]
+                rows_of = rows_of.sort_values("dose")
+                colour, dash = PALETTE[i % len(PALETTE)], _DASHES[i % len(_DASHES)]
+                ax.fill_between(rows_of["dose"], rows_of["low"], rows_of["high"], color=colour,
+                                alpha=0.18, lw=0)  # fmt: skip
+                ax.plot(rows_of["dose"], rows_of["lfc"], color=colour, ls=dash, lw=1.5,
+                        label=short(str(group)))  # fmt: skip
+            if wide:
+                scale = {"linthresh": positive[0]} if doses[0] <= 0 else {}
+                ax.set_xscale("symlog" if scale else "log", **scale)
+            else:
+                ax.xaxis.set_major_locator(MaxNLocator(4))
+            if len(measured):
+                ax.plot(measured, np.zeros(len(measured)), ls="", marker="|", ms=7, color="black",
+                        transform=ax.get_xaxis_transform(), clip_on=False)  # fmt: skip
+            ax.set_title(short(str(gene)))
+            ax.set_ylabel("log2 fold change" if place % across == 0 else "")
+            if place >= len(chosen) - across:
+                ax.set_xlabel("dose")
+                ax.tick_params(labelbottom=True)
+        if len(groups) > 1:
+            handles, names = axes[0].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside upper center", ncols=min(3, len(groups)))
+    return axes[: len(chosen)]

@@ -1,0 +1,157 @@
+"""What every picture shares: colours, sizes, names as they are drawn."""
+
+from __future__ import annotations
+
+import textwrap
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+__all__ = [
+    "GREY",
+    "PALETTE",
+    "WIDTH",
+    "colours_of",
+    "heat",
+    "house_style",
+    "legend_of",
+    "own_axes",
+    "plain",
+    "short",
+    "symbol",
+    "wrapped",
+]
+
+PALETTE = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442",
+    "#332288", "#999933", "#882255", "#44AA99", "#AA4499", "#117733", "#DDCC77", "#661100",
+)  # fmt: skip
+"""Okabe and Ito's eight colours, then eight of Paul Tol's muted ones: safe to the colour-blind."""
+
+
+GREY = "#9a9a9a"
+
+
+WIDTH = 5.0
+"""Width of a figure in inches: one column, still readable when shrunk to a phone."""
+
+
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9.5,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.titlelocation": "left",
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "pyro_fcr",
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Apply the house style inside a ``with`` block and restore what was set before."""
+    with mpl.rc_context(_STYLE):
+        yield
+
+
+def own_axes(ax: Axes | None, *, height: float) -> Axes:
+    """Return the axes given, or those of a new figure of one column's width."""
+    if ax is not None:
+        return ax
+    return Figure(figsize=(WIDTH, height), layout="constrained").subplots()
+
+
+def heat(
+    ax: Axes,
+    values: NDArray[Any],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    words: NDArray[np.object_],
+    *,
+    label: str,
+    top: float | None = None,
+    steep: bool = False,
+) -> None:
+    """Draw a matrix with names, words in its cells and a colour bar from 0 to ``top``."""
+    finite = values[np.isfinite(values)]
+    top = top or (float(finite.max()) if finite.size else 1.0) or 1.0
+    colours = mpl.colormaps["cividis"].with_extremes(bad="#e8e8e8")
+    drawn = ax.imshow(values, cmap=colours, vmin=0, vmax=top, aspect="auto")
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    if steep:
+        ax.tick_params(axis="x", labelrotation=90)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    for (i, j), text in np.ndenumerate(words):
+        dark = np.isfinite(values[i, j]) and values[i, j] < 0.6 * top
+        ax.text(j, i, text, ha="center", va="center", color="white" if dark else "black",
+                fontsize=8.5)  # fmt: skip
+    if ax.figure is not None:
+        bar = ax.figure.colorbar(drawn, ax=ax, label=label, fraction=0.06, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.ax.yaxis.set_major_locator(MaxNLocator(3))
+
+
+def colours_of(labels: NDArray[Any], order: Sequence[str] | None) -> dict[str, str]:
+    """Return a colour per label; the rarest go without where the palette is too short."""
+    names, counts = np.unique(labels.astype(str), return_counts=True)
+    common = set(names[np.argsort(-counts, kind="stable")][: len(PALETTE)])
+    kept = [name for name in (order or names.tolist()) if name in common]
+    return dict(zip(kept, PALETTE, strict=False))
+
+
+def legend_of(ax: Axes, colours: Mapping[str, str], labels: NDArray[Any], **options: Any) -> None:
+    """Name the colours beside the axes; labels without one are counted as others."""
+    handles = [_dot(colour, short(name)) for name, colour in colours.items()]
+    others = len(set(labels.astype(str)) - set(colours))
+    if others:
+        handles.append(_dot(GREY, f"{others} others"))
+    ax.legend(handles=handles, handletextpad=0.1, labelspacing=0.25, **options)
+
+
+def _dot(colour: str, label: str) -> Line2D:
+    return Line2D([], [], ls="", marker="o", ms=5, color=colour, label=label)
+
+
+def plain(text: str) -> str:
+    """Return a name as matplotlib draws it letter by letter."""
+    # A dollar sign must not start a formula, nor an underscore hide a name from the legend.
+    hidden = "\u200a" if text.startswith("_") else ""
+    return hidden + text.replace("$", r"\$")
+
+
+def short(text: str, longest: int = 26) -> str:
+    """Return a name cut to so many letters, to be drawn letter by letter."""
+    return plain(text if len(text) <= longest else text[: longest - 1] + "…")
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a name in lines of so many letters."""
+    return plain("\n".join(textwrap.wrap(text, width)) or text)
+
+
+def symbol(block: str) -> str:
+    """Return a block's name as a symbol with its index."""
+    head, _, tail = block.partition("_")
+    return f"$\\mathregular{{{head}_{{{tail}}}}}$" if head.isalpha() and tail.isalpha() else block

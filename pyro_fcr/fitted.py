@@ -12,22 +12,30 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from pyro import poutine
 
 from pyro_fcr import io
 from pyro_fcr.analysis.certificate import interaction_certificate, learned_prior
 from pyro_fcr.analysis.diagnose import diagnose
 from pyro_fcr.analysis.diagnostics import importance, predictive_checks
 from pyro_fcr.analysis.doses import dose_response
-from pyro_fcr.analysis.draws import draw_globals, draw_sites, moments, seeded
+from pyro_fcr.analysis.draws import (
+    draw_globals,
+    draw_observation,
+    draw_sites,
+    moments,
+    seeded,
+)
 from pyro_fcr.analysis.effects import estimate_effects
 from pyro_fcr.analysis.expression import Expression, expected_counts, sampled_counts
 from pyro_fcr.analysis.performance import performance
-from pyro_fcr.analysis.posterior import cell_coordinates, posterior_tree
+from pyro_fcr.analysis.posterior import fill, fill_observed
 from pyro_fcr.analysis.programs import gene_programs
 from pyro_fcr.analysis.report import write_report
 from pyro_fcr.analysis.targets import target_table
 from pyro_fcr.data import open_data, open_source
 from pyro_fcr.errors import DesignError, NotFittedError, sentence
+from pyro_fcr.model import OBSERVATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -112,7 +120,7 @@ class Fitted(ABC):
             )
         return self._cells
 
-    def encode(self, adata: AnnData | None = None) -> Cells:
+    def encode(self, adata: Data = None) -> Cells:
         """Return data as encoded cells: genes realigned, categories looked up.
 
         Parameters
@@ -361,7 +369,12 @@ class Fitted(ABC):
     # ---- posterior -------------------------------------------------------------------------
 
     def posterior(
-        self, adata: AnnData | None = None, *, draws: int = 200, seed: int = 0
+        self,
+        adata: Data = None,
+        *,
+        draws: int = 200,
+        seed: int = 0,
+        out: str | Path | None = None,
     ) -> xr.DataTree:
         """Draw the latents of every cell, and the globals.
 
@@ -373,19 +386,38 @@ class Fitted(ABC):
             Number of draws.
         seed
             Governs the draws.
+        out
+            A ``.zarr`` store to write the draws to as they come, where memory is short of draws
+            × N × d; what is returned then reads from it what is asked for.
 
         Returns
         -------
         xarray.DataTree
             Group ``posterior``: dimensions chain (1), draw, cell, and one per block; the cells'
             labels are coordinates along ``cell``.
+
+        Raises
+        ------
+        DesignError
+            If ``out`` is no ``.zarr`` store, or zarr is not installed.
         """
         self._fitted()
         cells = self.encode(adata)
-        return posterior_tree(self.guide, cells, self._chunks(cells), draws=draws, seed=seed)
+        with io.tree(out) as store:
+            fill(
+                store, "posterior", cells, self._chunks(cells), seed=seed,
+                shared=lambda batch: draw_globals(self.guide, batch, draws),
+                sites=lambda batch, shared: draw_sites(self.guide, batch, shared),
+            )  # fmt: skip
+        return _opened(store, out)
 
     def posterior_predictive(
-        self, adata: AnnData | None = None, *, draws: int = 20, seed: int = 0
+        self,
+        adata: Data = None,
+        *,
+        draws: int = 20,
+        seed: int = 0,
+        out: str | Path | None = None,
     ) -> xr.DataTree:
         """Draw counts of the cells as they are from the posterior predictive distribution.
 
@@ -397,30 +429,80 @@ class Fitted(ABC):
             Number of draws; the result holds draws × N × G values.
         seed
             Governs the draws.
+        out
+            As for :meth:`posterior`.
 
         Returns
         -------
         xarray.DataTree
             Groups ``posterior_predictive`` (chain, draw, cell, gene) and ``observed_data``.
         """
-        cells = self.encode(adata)
         self._fitted()
-        drawn = sampled_counts(
-            self.model, self.guide, cells, cells, redraw=(), draws=draws, seed=seed,
-            device=self.device,
-        )  # fmt: skip
-        coords = {**cell_coordinates(cells), "gene": list(self.design.genes)}
-        observed = cells.batch().counts.numpy()
-        return xr.DataTree.from_dict(
-            {
-                "/posterior_predictive": xr.Dataset(
-                    {"counts": (("chain", "draw", "cell", "gene"), drawn[None])}, coords=coords
-                ),
-                "/observed_data": xr.Dataset(
-                    {"counts": (("cell", "gene"), observed)}, coords=coords
-                ),
-            }
-        )
+        cells = self.encode(adata)
+
+        def replicate(batch: Batch, shared: Any) -> Iterator[dict[str, torch.Tensor]]:
+            observations = draw_observation(
+                self.model, self.guide, batch, batch, redraw=(), shared=shared
+            )
+            return ({OBSERVATION: observation.sample()} for observation in observations)
+
+        with io.tree(out) as store:
+            fill(
+                store, "posterior_predictive", cells, self._chunks(cells), seed=seed,
+                shared=lambda batch: draw_globals(self.guide, batch, draws), sites=replicate,
+            )  # fmt: skip
+            fill_observed(store, cells, self._chunks(cells))
+        return _opened(store, out)
+
+    def prior_predictive(
+        self,
+        adata: Data = None,
+        *,
+        draws: int = 20,
+        seed: int = 0,
+        out: str | Path | None = None,
+    ) -> xr.DataTree:
+        """Draw latents and counts from the prior, under each cell's condition and library size.
+
+        The prior is the one that was learned: the conditional priors' weights are the fitted
+        ones, and Bayesian globals come from their own priors. Counts of the cells are not read.
+
+        Parameters
+        ----------
+        adata
+            The training data by default; their labels must be known.
+        draws
+            Number of draws; the result holds draws × N × G values.
+        seed
+            Governs the draws.
+        out
+            As for :meth:`posterior`.
+
+        Returns
+        -------
+        xarray.DataTree
+            Groups ``prior`` (latents and globals), ``prior_predictive`` (chain, draw, cell,
+            gene) and ``observed_data``.
+
+        Raises
+        ------
+        DesignError
+            If the cells lack a label that a prior or the decoder reads.
+        """
+        self._fitted()
+        cells = self.encode(adata)
+        read = self.model.decoder.reads.union(*(b.parents for b in self.declaration.blocks))
+        self._require(cells, read, "the priors and the decoder")
+        model = poutine.uncondition(self.model)
+        with io.tree(out) as store:
+            fill(
+                store, "prior", cells, self._chunks(cells), seed=seed,
+                shared=lambda batch: draw_globals(model, batch, draws),
+                sites=lambda batch, shared: draw_sites(model, batch, shared),
+                separate={OBSERVATION: "prior_predictive"},
+            )  # fmt: skip
+            fill_observed(store, cells, self._chunks(cells))
+        return _opened(store, out)
 
     # ---- expression ------------------------------------------------------------------------
 
@@ -1077,3 +1159,7 @@ def _column(adata: AnnData | None, name: str, where: str) -> NDArray[Any]:
             )
         )
     return adata.obs[name].astype(str).to_numpy()
+
+
+def _opened(store: io.Tree, out: str | Path | None) -> xr.DataTree:
+    return store.held() if out is None else xr.open_datatree(out, engine="zarr")

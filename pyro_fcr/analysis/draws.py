@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyro_fcr.data import Batch
     from pyro_fcr.model import LatentModel
 
-__all__ = ["cell_sites", "draw_globals", "draw_observation", "draw_sites", "moments", "seeded"]
+__all__ = ["draw_globals", "draw_observation", "draw_sites", "moments", "seeded"]
 
 
 @contextmanager
@@ -62,13 +62,6 @@ def moments(guide: Callable[[Batch], Any], batch: Batch) -> dict[str, tuple[Tens
         for name, site in latent_sites(trace).items()
         if in_cell_plate(site)
     }
-
-
-@torch.no_grad()
-def cell_sites(guide: Callable[[Batch], Any], batch: Batch) -> list[str]:
-    """Return the names of the latent sites inside the cell plate."""
-    trace = poutine.trace(guide).get_trace(batch)
-    return [name for name, site in latent_sites(trace).items() if in_cell_plate(site)]
 
 
 @torch.no_grad()

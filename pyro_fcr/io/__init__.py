@@ -2,5 +2,16 @@
 
 from pyro_fcr.io.saving import FORMAT, describe, read_json, rebuild, versions, write_json
 from pyro_fcr.io.streams import cells_file
+from pyro_fcr.io.trees import Tree, tree
 
-__all__ = ["FORMAT", "cells_file", "describe", "read_json", "rebuild", "versions", "write_json"]
+__all__ = [
+    "FORMAT",
+    "Tree",
+    "cells_file",
+    "describe",
+    "read_json",
+    "rebuild",
+    "tree",
+    "versions",
+    "write_json",
+]

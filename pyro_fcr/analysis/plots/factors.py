@@ -132,7 +132,7 @@ def masks(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = No
     ----------
     table
         Treatments in rows, components in columns: the probability that the treatment moves the
-        component, such as the posterior mean of a sparse prior's ``mask``.
+        component, such as ``model.targets()["inclusion"].unstack()``.
     title
         What to write above.
     ax

@@ -1,0 +1,71 @@
+"""What other packages of the field hand over is accepted, and what we write they can read."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+from tiny import fit, tiny_adata, tiny_fcr
+
+PLAIN = {"array", "csr_matrix", "csc_matrix", "dataframe", "dict", "categorical", "string",
+         "string-array", "numeric-scalar", "anndata"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    fcr = tiny_fcr(tiny_adata())
+    fit(fcr)
+    return fcr
+
+
+def strange(path) -> list[str]:
+    """Name what a reader of HDF5 without Python could not read."""
+    found = []
+
+    def visit(name, item) -> None:
+        if item.attrs.get("encoding-type", "dict") not in PLAIN:
+            found.append(f"{name}: {item.attrs['encoding-type']}")
+        if isinstance(item, h5py.Dataset):
+            text = h5py.check_string_dtype(item.dtype) is not None
+            if not text and item.dtype.kind not in "fiub":
+                found.append(f"{name}: {item.dtype}")
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return found
+
+
+def test_written_files_hold_plain_types_alone(fitted, tmp_path) -> None:
+    adata = tiny_adata()
+    fitted.latents(adata, key_added="fcr")
+    adata.write_h5ad(tmp_path / "latents.h5ad")
+    made = fitted.counterfactual(adata, do={"treatment": "A"}, draws=2)
+    made.write_h5ad(tmp_path / "cf.h5ad")
+    fitted.counterfactual(adata, do={"treatment": "A"}, draws=2, out=tmp_path / "streamed.h5ad")
+    for path in tmp_path.iterdir():
+        assert strange(path) == [], path.name
+
+
+def test_data_set_up_for_scvi_tools_are_accepted(fitted) -> None:
+    adata = tiny_adata()
+    adata.uns |= {"_scvi_uuid": "an-id", "_scvi_manager_uuid": "another"}
+    adata.obs["_scvi_batch"] = np.zeros(adata.n_obs, np.int64)
+    adata.obs["_scvi_labels"] = np.zeros(adata.n_obs, np.int64)
+    before = dict(adata.uns)
+    frames = fitted.latents(adata, key_added="fcr")
+    assert adata.uns == before
+    assert set(adata.obsm) == {f"X_fcr_{name}" for name in frames}
+
+
+@pytest.mark.slow
+def test_scanpy_finds_neighbours_in_the_latents(fitted) -> None:
+    sc = pytest.importorskip("scanpy")
+    adata = tiny_adata()
+    fitted.latents(adata, key_added="fcr")
+    sc.pp.neighbors(adata, use_rep="X_fcr_z_x", n_neighbors=5)
+    assert adata.obsp["distances"].shape == (adata.n_obs, adata.n_obs)
+    # The nearest by scanpy are the nearest by distance in the block.
+    z = adata.obsm["X_fcr_z_x"]
+    exact = np.linalg.norm(z[0] - z, axis=1)
+    row = adata.obsp["distances"][0].toarray().ravel()
+    np.testing.assert_allclose(row[row > 0], exact[row > 0], rtol=1e-4)

@@ -112,10 +112,10 @@ class Config:
         recipes: dict[str, dict[str, Any]] = {}
         for recipe in self.data:
             small: dict[str, Any] = copy.deepcopy(dict(recipe))
-            if "quick" in small:
-                small["arguments"] |= small.pop("quick")
-            else:
-                small |= QUICK_DATA
+            quick = small.pop("quick", {})
+            few = {} if small["source"].startswith("simulate.") else QUICK_DATA
+            arguments = {**small["arguments"], **quick.get("arguments", {})}
+            small |= {**few, **quick, "arguments": arguments}
             recipes.setdefault(small["name"], small)
         methods = {
             name: {**method, **({"fit": {**method.get("fit", {}), **QUICK_FIT}}

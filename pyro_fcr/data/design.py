@@ -92,6 +92,8 @@ class Design:
     treatment_features
         Shape (T, F), float32: what is known of each treatment; ``None`` where the schema names
         no features.
+    dose_units
+        Units of doses, by treatment, that stay as they were when others were added.
 
     Examples
     --------
@@ -116,6 +118,7 @@ class Design:
     size_factor_unit: float = 1.0
     continuous: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     treatment_features: NDArray[np.float32] | None = field(default=None, compare=False)
+    dose_units: Mapping[str, float] = field(default_factory=dict)
 
     # ---- learning it ---------------------------------------------------------------------
 
@@ -396,7 +399,7 @@ class Design:
         """Shape (T,), float32: geometric mean of each treatment's doses over its groups.
 
         It is 1 where the schema names no dose. A treatment without cells has the geometric mean
-        of the others.
+        of the others; one of ``dose_units`` has that unit.
         """
         log_doses: dict[str, list[float]] = {part: [] for part in self.treatments}
         if self.schema.dose is not None:
@@ -405,7 +408,8 @@ class Design:
         usual = [np.mean(logs) for logs in log_doses.values() if logs]
         otherwise = np.mean(usual) if usual else 0.0
         means = [np.mean(logs) if logs else otherwise for logs in log_doses.values()]
-        return np.exp(np.asarray(means)).astype(np.float32)
+        units = dict(zip(self.treatments, np.exp(np.asarray(means)), strict=True))
+        return np.asarray(list((units | dict(self.dose_units)).values()), dtype=np.float32)
 
     @cached_property
     def conditions(self) -> pd.DataFrame:
@@ -489,7 +493,7 @@ class Design:
     def extended(self, adata: AnnData) -> Design:
         """Return a design that knows the treatments of other cells too, after its own.
 
-        Codes that were given stay as they are.
+        Codes that were given stay as they are, and so do the units of known treatments' doses.
 
         Parameters
         ----------
@@ -519,6 +523,7 @@ class Design:
             self,
             treatments=(*self.treatments, *parts),
             treatment_keys=(*self.treatment_keys, *fresh),
+            dose_units=dict(zip(self.treatments, self.dose_unit.tolist(), strict=True)),
         )
         cells = wider.encode(adata, labels="optional")
         pairs = Counter(zip(cells.treatment_id.tolist(), cells.covariate_id.tolist(), strict=True))
@@ -983,6 +988,7 @@ class Design:
             "treatment_features": (
                 None if self.treatment_features is None else self.treatment_features.tolist()
             ),
+            "dose_units": dict(self.dose_units),
         }
 
     @classmethod
@@ -1019,6 +1025,9 @@ class Design:
                 treatment_features=_features(
                     values.get("treatment_features"), len(values["treatments"])
                 ),
+                dose_units={
+                    str(name): float(unit) for name, unit in values.get("dose_units", {}).items()
+                },
             )
         except (KeyError, TypeError, ValueError) as error:
             raise LoadError(

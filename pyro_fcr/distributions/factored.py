@@ -79,7 +79,8 @@ class FactoredNormal(TorchDistribution):
         """Return the noise ε that gives a value; shape (..., d) as the value."""
         centred = (value - self.loc)[..., None]
         if self.axes is not None:
-            centred = torch.linalg.inv(self.axes) @ centred
+            # Without the check for success, which would wait for the device.
+            centred = torch.linalg.inv_ex(self.axes).inverse @ centred
         return torch.linalg.solve_triangular(self.scale_tril, centred, upper=False).squeeze(-1)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008

@@ -114,6 +114,8 @@ class Composed(Guide):
                 part.guide_globals()
             if hasattr(self, "global_guide"):
                 self.global_guide(batch)
-        if sites := latent_sites(capture.trace):
-            self.locals.tell({name: site["value"] for name, site in sites.items()})
+        # Those that are conditioned on count as drawn.
+        drawn = latent_sites(capture.trace, observed=True)
+        if drawn:
+            self.locals.tell({name: site["value"] for name, site in drawn.items()})
         return self.locals(batch)

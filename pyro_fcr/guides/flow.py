@@ -180,12 +180,13 @@ class FlowBlock(TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draw values of shape (*sample_shape, B, d)."""
-        noise = torch.randn(self._extended_shape(sample_shape)).to(self.before)
+        shape = self._extended_shape(sample_shape)
+        noise = torch.randn(shape, dtype=self.before.dtype, device=self.before.device)
         return self._push(noise)[0]
 
     def whiten(self, value: Tensor) -> Tensor:
         """Return the noise that gives a value, dimension by dimension; shape as the value."""
-        inverse = torch.linalg.inv(self.flow.axes[self.own, self.own])
+        inverse = torch.linalg.inv_ex(self.flow.axes[self.own, self.own]).inverse
         wanted = value @ inverse.T
         *gaussian, context = self.parameters
         loc = torch.cat([output.chunk(2, dim=-1)[0] for output in gaussian], dim=-1)

@@ -100,7 +100,7 @@ class SemiAmortised(Guide):
 
     def tell(self, shared: Mapping[str, Tensor]) -> None:
         """Condition the cells' ELBO on draws of the globals."""
-        self.shared = dict(shared)
+        self.shared = {name: value.detach() for name, value in shared.items()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Sample every block in the cell plate; one tensor (B, d) per block."""
@@ -177,7 +177,7 @@ class SemiAmortised(Guide):
                 placed = [s + u * m for s, u, m in zip(start, units, free, strict=True)]
                 # Signs have a normal's first three moments and no spread in their squares, which
                 # is what makes the gradients of log-scales noisy.
-                noise = torch.randn(len(batch), self.n_latent).sign().to(start[0])
+                noise = start[0].new_empty(len(batch), self.n_latent).normal_().sign()
                 gradients = torch.autograd.grad(self.elbo(placed, batch, noise).sum(), free)
                 rate = self.rate * (1 - step / self.steps)
                 with torch.no_grad():

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 __all__ = ["in_cell_plate", "latent_sites", "marginal"]
 
 
-def latent_sites(trace: Trace, *, auxiliary: bool = False) -> dict[str, Any]:
+def latent_sites(
+    trace: Trace, *, auxiliary: bool = False, observed: bool = False
+) -> dict[str, Any]:
     """Return the latent sample sites of a trace by name, without plates' subsampling.
 
     Parameters
@@ -22,11 +24,15 @@ def latent_sites(trace: Trace, *, auxiliary: bool = False) -> dict[str, Any]:
     auxiliary
         Whether to include a guide's auxiliary sites, which stand for no variable of the model:
         an AutoGuide's draw before it is split and constrained.
+    observed
+        Whether to include sites with a given value.
     """
     return {
         name: site
-        for name, site in trace.iter_stochastic_nodes()
-        if not site_is_subsample(site)
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and (observed or not site["is_observed"])
+        and not site_is_subsample(site)
         and (auxiliary or not (site["infer"] or {}).get("is_auxiliary"))
     }
 

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from pyro_fcr.data import Batch, Design
     from pyro_fcr.nn import Block
 
-__all__ = ["Adversarial", "Label", "Penalty", "find_block", "find_label", "permute_within"]
+__all__ = [
+    "Adversarial",
+    "Label",
+    "Penalty",
+    "find_block",
+    "find_label",
+    "permutation",
+    "permute_within",
+]
 
 
 class Penalty(Part):
@@ -145,6 +153,13 @@ def find_label(name: str | Sequence[str], design: Design, *, where: str) -> Labe
     )
 
 
+def permutation(n: int, device: torch.device) -> Tensor:
+    """Return 0 to n - 1 in random order; shape (n,), int64."""
+    # randperm may go by way of the host, which a recorded step cannot.
+    on_cpu = device.type == "cpu"
+    return torch.randperm(n) if on_cpu else torch.rand(n, device=device).argsort()
+
+
 def permute_within(groups: Tensor) -> Tensor:
     """Return positions that shuffle cells within their group, uniformly at random.
 
@@ -158,15 +173,12 @@ def permute_within(groups: Tensor) -> Tensor:
     Tensor
         Shape (B,), int64: a permutation with ``groups[permutation] == groups``.
     """
-    # randperm may go by way of the host, which a recorded step cannot.
-    on_cpu = groups.device.type == "cpu"
-    n, device = len(groups), groups.device
-    shuffled = torch.randperm(n) if on_cpu else torch.rand(n, device=device).argsort()
+    shuffled = permutation(len(groups), groups.device)
     by_group = torch.argsort(groups, stable=True)
     by_group_shuffled = shuffled[torch.argsort(groups[shuffled], stable=True)]
-    permutation = torch.empty_like(by_group)
-    permutation[by_group] = by_group_shuffled
-    return permutation
+    found = torch.empty_like(by_group)
+    found[by_group] = by_group_shuffled
+    return found
 
 
 def find_block(name: str, blocks: Sequence[Block], *, where: str) -> Block:

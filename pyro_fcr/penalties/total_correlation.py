@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.nn import MLP
-from pyro_fcr.penalties.base import Adversarial, Penalty, find_block
+from pyro_fcr.penalties.base import Adversarial, Penalty, find_block, permutation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,7 +77,7 @@ class TotalCorrelation(Penalty):
         pairs = torch.stack(
             [part for name in self._names for part in self._log_densities(z[name])]
         )
-        weight = _log_weights(len(batch), batch.n_cells).to(pairs)
+        weight = _log_weights(pairs, batch.n_cells)
         joint = torch.logsumexp(pairs.sum(0) + weight, dim=1)
         parts = torch.logsumexp(pairs + weight, dim=2).sum(0)
         return (joint - parts).mean()
@@ -136,7 +136,7 @@ class DensityRatioTC(Adversarial):
         groups = values
         if self.between == "components":
             groups = list(torch.cat(values, dim=1).split(1, dim=1))
-        shuffled = [g[torch.randperm(len(g), device=g.device)] for g in groups]
+        shuffled = [g[permutation(len(g), g.device)] for g in groups]
         real, fake = self._logits(values), self._logits(shuffled)
         loss = F.softplus(-real).mean() + F.softplus(fake).mean()
         accuracy = ((real > 0).float().mean() + (fake <= 0).float().mean()) / 2
@@ -146,11 +146,12 @@ class DensityRatioTC(Adversarial):
         return self.critic(torch.cat(list(values), dim=-1)).squeeze(-1)
 
 
-def _log_weights(n: int, n_cells: int) -> Tensor:
+def _log_weights(pairs: Tensor, n_cells: int) -> Tensor:
+    n = pairs.shape[-1]
     if n == 1:
-        return torch.zeros(1, 1)
+        return pairs.new_zeros(1, 1)
     own, others = 1 / n_cells, (n_cells - 1) / n_cells / (n - 1)
-    weights = torch.full((n, n), math.log(others) if others else -math.inf)
+    weights = pairs.new_full((n, n), math.log(others) if others else -math.inf)
     return weights.fill_diagonal_(math.log(own))
 
 

@@ -84,6 +84,7 @@ class DoseResponse(Prior):
     def __init__(self, learn_scale: bool = True) -> None:
         super().__init__()
         self.learn_scale = learn_scale
+        self.reads_treatment = True
 
     def bind(self, block: Block, design: Design) -> None:
         """Make the tables, then the curve's parameters."""
@@ -130,6 +131,11 @@ class DoseResponse(Prior):
         Tensor
             Shape (B, d); leading axes of drawn parameters are kept.
         """
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether treatments are not read: of one without cells the curve is any at all."""
+        return not self.reads_treatment
 
     def forward(self, batch: Batch) -> dist.TorchDistribution:
         """Return N(m, s²) with batch shape (B,) and event shape (d,)."""

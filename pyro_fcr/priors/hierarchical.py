@@ -80,7 +80,7 @@ class Hierarchical(DoseResponse):
         loc, scale = self.location.unsqueeze(-2), self.spread.unsqueeze(-2)
         return dist.Normal(loc.expand(*loc.shape[:-2], n, -1), scale).to_event(2)
 
-    def effects(self) -> Tensor:
+    def members(self) -> Tensor:
         """Return β; shape (T, d), leading axes of drawn parameters kept."""
         if self.centred:
             return self.deviation
@@ -88,7 +88,7 @@ class Hierarchical(DoseResponse):
 
     def response(self, dose: Tensor, levels: Tensor | None) -> Tensor:
         """Return the dose-weighted sum of the effects; shape (B, d)."""
-        out = weigh(dose, self.effects())
+        out = weigh(dose, self.members())
         if levels is not None:
             spread = self.interaction_spread.unsqueeze(-2).unsqueeze(-2)
             out = out + weigh_by_level(dose, levels, spread * self.interaction_deviation)

@@ -65,7 +65,9 @@ class VampPrior(Prior):
 
     def meet(self, guide: nn.Module, rate: Tensor) -> None:
         """Take the guide's posteriors for components, and the mean cell for a start."""
-        posteriors = getattr(getattr(guide, "locals", guide), "posteriors", None)
+        found = getattr(guide, "locals", guide)
+        # Of a guide that refines its encoders' answer, the encoders: refining asks for the prior.
+        posteriors = getattr(getattr(found, "base", found), "posteriors", None)
         if posteriors is None:
             raise SlotError(
                 sentence(

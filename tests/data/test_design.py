@@ -686,3 +686,18 @@ def test_rows_are_sums_of_parts_and_the_order_of_parts_means_nothing(treatments,
     # The labels that obs() gives back are read as the same treatments.
     again = ad.AnnData(adata.X, obs=cells.obs(), var=adata.var)
     np.testing.assert_array_equal(design.encode(again).treatment_id, cells.treatment_id)
+
+
+def test_new_treatments_leave_the_units_of_known_doses_alone():
+    schema = Schema(treatment="drug", control="none", dose="dose", separator="+")
+    drug = ["none"] * 10 + ["A"] * 10 + ["B"] * 10
+    adata = make(drug, dose=["0"] * 10 + ["1"] * 5 + ["4"] * 5 + ["2"] * 10)
+    design = Design.fit(adata, schema)
+    np.testing.assert_allclose(design.dose_unit, [2.0, 2.0], rtol=1e-6)
+    later = make(["A"] * 5 + ["A+C"] * 5 + ["C"] * 5, dose=["64"] * 5 + ["16+3"] * 5 + ["12"] * 5)
+    wider = design.extended(later)
+    # A dose of A means what it meant to the weights; C's unit is the mean of 3 and 12.
+    np.testing.assert_allclose(wider.dose_unit, [2.0, 2.0, 6.0], rtol=1e-6)
+    again = Design.from_dict(json.loads(json.dumps(wider.to_dict())))
+    np.testing.assert_array_equal(again.dose_unit, wider.dose_unit)
+    assert again == wider

@@ -10,6 +10,7 @@ from pyro.nn import PyroSample
 from tiny import fit, tiny_adata, tiny_cells, tiny_fcr, tiny_genes
 
 import pyro_fcr as pf
+from pyro_fcr.analysis.draws import draw_globals, draw_sites
 from pyro_fcr.errors import SlotError
 from pyro_fcr.guides import Amortised, Joint, SemiAmortised
 from pyro_fcr.likelihoods import resolve
@@ -176,6 +177,11 @@ def test_globals_are_those_the_guide_drew(tmp_path):
     assert set(locals_.shared) == {"priors.z_t.slope"}
     drawn = fcr.posterior(adata[:3], draws=3).posterior
     assert drawn["priors.z_t.slope"].shape == (1, 3, 2)
+    batch = fcr.cells.batch(slice(0, 3))
+    shared = draw_globals(fcr.guide, batch, 3)
+    for values, _ in zip(shared, draw_sites(fcr.guide, batch, shared), strict=True):
+        # Given, they are what the cells are refined by, and not the draw before.
+        assert torch.equal(locals_.shared["priors.z_t.slope"], values["priors.z_t.slope"])
     again = pf.load(fcr.save(tmp_path / "m"), priors={"z_t": Slope()})
     np.testing.assert_array_equal(
         again.get_latent_representation(adata), fcr.get_latent_representation(adata)

@@ -75,7 +75,7 @@ def test_stratified_weights_are_unbiased():
     """Over all minibatches of 3 that hold a cell, its weighted density is the mean over all 6."""
     n_cells, n, i = 6, 3, 2
     density = torch.rand(n_cells, generator=torch.Generator().manual_seed(0))
-    weight = _log_weights(n, n_cells).exp()
+    weight = _log_weights(torch.zeros(n, n), n_cells).exp()
     found = []
     for others in itertools.combinations([j for j in range(n_cells) if j != i], n - 1):
         found.append(weight[0] @ density[[i, *others]])

@@ -10,7 +10,7 @@ from sklearn.gaussian_process.kernels import RBF
 from tiny import tiny_adata, tiny_cells
 
 from pyro_fcr.nn import Block
-from pyro_fcr.priors import GPDose, Hill
+from pyro_fcr.priors import GPDose, Hierarchical, Hill
 from pyro_fcr.priors.gp_dose import whitened_features
 
 TREATED = Block("z_t", 2, frozenset({"treatment"}))
@@ -171,3 +171,11 @@ def test_levels_have_curves_of_their_own(cells):
     common = under(prior, lambda p: p(batch).mean, weights=weights, interaction_weights=0 * extra)
     full = under(prior, lambda p: p(batch).mean, weights=weights, interaction_weights=extra)
     torch.testing.assert_close(full - common, 0.5 * prior.features(dose) @ extra[:, 2])
+
+
+@pytest.mark.parametrize("learn_scale", [True, False])
+@pytest.mark.parametrize("kind", [Hill, GPDose, Hierarchical])
+def test_no_curve_is_known_of_a_treatment_without_cells(cells, kind, learn_scale):
+    prior = kind(learn_scale=learn_scale)
+    prior.bind(TREATED, cells.design)
+    assert not prior.extrapolates

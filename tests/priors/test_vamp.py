@@ -69,6 +69,17 @@ def test_each_model_asks_its_own_guide(fcr):
     assert mine is not fcr.guide.locals
 
 
+def test_beside_steps_on_the_cells_own_elbo():
+    refined = pf.guides.SemiAmortised(pf.guides.Amortised(width=8), steps=2)
+    priors = {"z_t": pf.priors.VampPrior(components=4)}
+    made = tiny_fcr(tiny_adata(per_condition=6), priors=priors, guide=refined)
+    fit(made)
+    prior = made.model.priors["z_t"]
+    parts = made.guide.locals.base.posteriors(prior.pseudo_cells())["z_t"]
+    torch.testing.assert_close(prior.parts().mean, parts.mean)
+    assert made.latents()["z_t"].notna().all(axis=None)
+
+
 class Mute(PyroModule):
     """A guide that samples and tells nothing."""
 

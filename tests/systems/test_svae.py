@@ -86,7 +86,7 @@ def test_other_systems_answer_or_refuse() -> None:
     assert len(fcr.targets()) == 2 * 2
     assert fcr.gene_programs().shape == (20, 2)
     assert fcr.gene_programs(block="z_x").shape == (20, 3)
-    plain = tiny.tiny_fcr()
+    plain = tiny.tiny_fcr(priors={"z_t": pf.priors.Hierarchical()})
     tiny.fit(plain)
     with pytest.raises(DesignError, match=r"no block with sparse effects.*SparseShift"):
         plain.targets()

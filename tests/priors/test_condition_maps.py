@@ -68,7 +68,9 @@ def test_a_constant_feature_tells_nothing(cells):
 
 
 @pytest.mark.parametrize("kind", MAPS)
-@pytest.mark.parametrize("parents", [(), ("treatment",), ("covariates",), tuple(sorted(PARENTS))], ids=str)
+@pytest.mark.parametrize(
+    "parents", [(), ("treatment",), ("covariates",), tuple(sorted(PARENTS))], ids=str
+)
 def test_a_map_reads_its_parents_alone(cells, kind, parents):
     made = shaken(condition_map(kind, cells.design, parents, torch.ones(3)))
     batch = cells.batch()

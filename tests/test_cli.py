@@ -139,7 +139,7 @@ def test_report(fitted, data, tmp_path, with_data) -> None:
     result = run("report", fitted, *([data] if with_data else []), "--out", out)
     assert result.exit_code == 0, result.output
     text = out.read_text()
-    assert text.count("<img ") == (6 if with_data else 1)
+    assert text.count("<img ") == (8 if with_data else 1)
     assert "pyro-fcr" in text
 
 

@@ -323,6 +323,8 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(data, tmp_path) -> None:
     with subprocess.Popen(
         [*command, "--max-epochs", "100000", "--out", str(out)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A suite that runs in a shell's background ignores interrupts, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         for _ in range(600):
             if out.exists():

@@ -923,7 +923,11 @@ class Fitted(ABC):
             )  # fmt: skip
 
     def gene_programs(
-        self, adata: AnnData | None = None, block: str | None = None
+        self,
+        adata: AnnData | None = None,
+        block: str | None = None,
+        *,
+        pseudocount: float = 1.0,
     ) -> pd.DataFrame:
         """Return what each latent does to genes.
 
@@ -936,6 +940,8 @@ class Fitted(ABC):
             The cells to average; the training data by default.
         block
             Any block; by default the one whose prior has sparse effects.
+        pseudocount
+            Added to a gene's molecules per 10⁴, so that genes next to silent do not lead the list.
 
         Returns
         -------
@@ -953,7 +959,9 @@ class Fitted(ABC):
         chosen = block if block in names else self._sparse_block(block, "gene_programs")
         cells = self.encode(adata)
         self._require(cells, self.model.decoder.reads, "the decoder")
-        return gene_programs(self.model, self._moments(cells), cells, chosen, self.device)
+        return gene_programs(
+            self.model, self._moments(cells), cells, chosen, self.device, pseudocount=pseudocount
+        )
 
     def _sparse_block(self, block: str | None, where: str) -> str:
         sparse = [name for name, prior in self.model.priors.items() if hasattr(prior, "effects")]

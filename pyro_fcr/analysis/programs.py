@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["gene_programs"]
 
-TINY = 1e-30
-
 
 @torch.no_grad()
 def gene_programs(
@@ -28,6 +26,8 @@ def gene_programs(
     cells: Cells,
     block: str,
     device: torch.device,
+    *,
+    pseudocount: float,
 ) -> pd.DataFrame:
     """Return the change of every gene's mean from half an sd below to half an sd above.
 
@@ -44,6 +44,8 @@ def gene_programs(
         The block.
     device
         Where the weights live.
+    pseudocount
+        Added to a gene's molecules per 10⁴.
 
     Returns
     -------
@@ -67,7 +69,8 @@ def gene_programs(
             for sign in (-1, 1)
         )
         if model.likelihood.reads_counts:
-            change = (high.clamp_min(TINY).log2() - low.clamp_min(TINY).log2()).mean(0)
+            high, low = (1e4 * m / m.sum(-1, keepdim=True) + pseudocount for m in (high, low))
+            change = (high.log2() - low.log2()).mean(0)
         else:
             change = (high - low).mean(0)
         columns[f"{block}_{j}"] = change.cpu().numpy()

@@ -26,9 +26,12 @@ MEDIAN_NORMAL, MEDIAN_T = 0.6745, 0.7407
 
 N_SCALES = 64
 
+MOMENT = 3.0
+"""Mean square of an effect under the moment prior, in units of σ²."""
+
 
 class SpikeSlab(NamedTuple):
-    """The factorised posterior of effects that are zero or Gaussian."""
+    """The factorised posterior of effects that are zero or of some size."""
 
     logits_td: Tensor
     """Log-odds of an effect not being zero."""
@@ -43,7 +46,7 @@ class SpikeSlab(NamedTuple):
     """Scalar: prior odds against an effect."""
 
     slab: Tensor
-    """Scalar: prior scale of an effect."""
+    """Scalar: prior root mean square of an effect that is not zero."""
 
     discrepancy: Tensor
     """Scalar: spread of null effects beyond their standard errors."""
@@ -59,13 +62,15 @@ def spike_and_slab(
 ) -> SpikeSlab:
     r"""Return the posterior of spike-and-slab effects in d regressions with unit noise.
 
-    For the effect of regressor a with :math:`n_a` cells' worth of doses and :math:`\bar z_a` what
+    An effect is zero or has the moment prior :math:`p(\mu) \propto \mu^2 N(\mu; 0, \sigma^2)`,
+    which says that effects worth the name are not small (Johnson & Rossell, JRSS B 2010). For the
+    effect of regressor a with :math:`n_a` cells' worth of doses and :math:`\bar z_a` what
     the other regressors leave of its least-squares estimate,
 
     .. math::
         \nu = \frac{1}{n_a\, i} + \omega^2,\quad s^2 = (1/\nu + 1/\sigma^2)^{-1},\quad
         \mu = s^2 \bar z_a / \nu,\quad
-        \frac{\phi}{1 - \phi} = \frac{N(\bar z_a;\, 0,\, \nu + \sigma^2)}
+        \frac{\phi}{1 - \phi} = \frac{N(\bar z_a;\, 0,\, \nu + \sigma^2)\,(\mu^2 + s^2) / \sigma^2}
         {\lambda\, [N(0,\, 1 / n_a i) * t_4(0,\, \omega)](\bar z_a)}
 
     iterated over regressors (Carbonetto & Stephens, Bayesian Analysis 2012). σ and λ, which
@@ -85,7 +90,7 @@ def spike_and_slab(
     sparsity
         λ; learned by default.
     known
-        λ, σ and ω where they are known; nothing is learned then.
+        λ, root mean square and ω where they are known; nothing is learned then.
 
     Examples
     --------
@@ -102,32 +107,36 @@ def spike_and_slab(
     # Most effects are null: the median tells how they spread.
     spread = effect.abs().median() / MEDIAN_NORMAL
     omega = (spread.square() - noise.mean()).clamp_min(0.0) * (MEDIAN_NORMAL / MEDIAN_T) ** 2
-    slab = 4 * effect.square().mean() + 1e-2
+    slab = effect.square().mean() + 1e-2
     odds = effect.new_tensor(START if sparsity is None else sparsity)
     if known is not None:
-        odds, slab, omega = known[0].to(effect), known[1].to(effect) ** 2, known[2].to(effect) ** 2
+        odds, rms, omega = (value.to(effect) for value in known)
+        slab, omega = rms**2 / MOMENT, omega**2
     expected, logits = effect.clone(), torch.zeros_like(effect)
     for _ in range(SWEEPS):
         nu = noise + omega
         variance = 1 / (1 / nu + 1 / slab)
         for a in range(len(gram)):
             effect[a] = (cross[a] - gram[a] @ expected) / count[a] + expected[a]
+            mean = variance[a] / nu[a] * effect[a]
             real = _log_normal(effect[a], nu[a] + slab)
+            real = real + ((mean.square() + variance[a]) / slab).log()
             logits[a] = real - _log_null(effect[a], noise[a], omega) - odds.log()
-            expected[a] = torch.sigmoid(logits[a]) * variance[a] / nu[a] * effect[a]
+            expected[a] = torch.sigmoid(logits[a]) * mean
         loc = variance / nu * effect
         if known is not None:
             continue
         on = torch.sigmoid(logits)
-        slab = ((on * (loc.square() + variance)).sum() + 1.0) / (on.sum() + 1.0)
+        slab = ((on * (loc.square() + variance)).sum() / MOMENT + 1.0) / (on.sum() + 1.0)
         if sparsity is None:
             odds = ((1 - on).sum() / (on.sum() + 1.0)).clamp_min(1.0)
+    rms = (MOMENT * slab).sqrt()
     out = SpikeSlab(
         (-odds.log()).expand(cross_td.shape).clone(),
         torch.zeros_like(cross_td),
-        slab.sqrt().expand(cross_td.shape).clone(),
+        rms.expand(cross_td.shape).clone(),
         odds,
-        slab.sqrt(),
+        rms,
         omega.sqrt(),
     )
     out.logits_td[seen], out.loc_td[seen] = logits, loc

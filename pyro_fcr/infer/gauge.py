@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SETTLED", "TURNS", "align", "condition_moments", "joint_diagonaliser", "settle"]
 
-TURNS = (0.2, 0.6)
+TURNS = (0.4, 0.8)
 """When a block is turned onto its prior's own axes, as shares of the time of alignment: once the
 conditions have parted, and again when the network has settled on the first axes."""
 
-SETTLED = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SETTLED = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """When the globals' posteriors are settled, as fractions of the steps; also after the last."""
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def align(
     decoder.turn(columns, inverse.float().to(device))
     if hasattr(prior, "settle"):
         turned = moments[0].double() @ matrix.T, moments[1].double() @ matrix.square().T
-        settle(prior, moments=turned, condition=condition, batch=batch)
+        settle(prior, moments=turned, condition=condition, batch=batch, dense=True)
     else:
         variance = torch.diagonal(matrix @ covariance @ matrix.T, dim1=1, dim2=2)
         prior.refit(batch(first).to(device), centre @ matrix.T, variance.sqrt())

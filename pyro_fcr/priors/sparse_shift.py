@@ -29,6 +29,9 @@ GAIN = 5.0
 START = 10.0
 """The sparsity that learning starts from."""
 
+OPEN = 6.0
+"""Log-odds of every target before any is pruned."""
+
 LOGIT = 12.0
 """Beyond it no draw of a mask ever differs."""
 
@@ -98,7 +101,7 @@ class SparseShift(Prior):
         self.log_sparsity = nn.Parameter(torch.tensor(math.log(start)), requires_grad=False)
         self.slab_log_scale = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("discrepancy", torch.tensor(0.0))
-        self.mask_logits = nn.Parameter(torch.full(shape, 3.0))
+        self.mask_logits = nn.Parameter(torch.full(shape, OPEN))
         self.shift_loc = nn.Parameter(0.5 / GAIN * torch.randn(shape))
         self.shift_log_scale = nn.Parameter(torch.full(shape, -2.0))
         self.mask = PyroSample(lambda prior: prior.mask_prior())
@@ -182,7 +185,7 @@ class SparseShift(Prior):
         white = torch.linalg.inv(torch.linalg.cholesky(pooled))
         gram, cross = self._normal_equations(batch, size, loc @ white.T)
         seen = gram.diagonal() > 0
-        effect = torch.linalg.solve(gram + torch.eye(len(gram), dtype=gram.dtype), cross)[seen]
+        effect = _least_squares(gram, cross)[seen]
         noise = float(gram.diagonal()[seen].rsqrt().median())
         return sparse_rotation(effect, noise) @ white
 
@@ -195,6 +198,7 @@ class SparseShift(Prior):
         variance: Tensor,
         *,
         rows: Tensor | None = None,
+        dense: bool = False,
     ) -> None:
         """Set the posterior of masks and shifts to its optimum given the cells' posteriors.
 
@@ -214,8 +218,15 @@ class SparseShift(Prior):
         rows
             Shape (T,), bool: the treatments to settle, everything else held; by default all, and
             λ, σ and the discrepancy with them.
+        dense
+            Set the shifts alone, by least squares, and open every mask: while the networks have
+            yet to find out what treatments do, a mask that closed would keep them from it.
         """
         gram, cross = self._normal_equations(batch, size, loc)
+        if dense:
+            self.mask_logits.fill_(OPEN)
+            self.shift_loc.copy_(_least_squares(gram, cross) / GAIN)
+            return
         information = (1 - variance.double()).clamp_min(0.02)
         known = None
         if rows is None:
@@ -239,3 +250,8 @@ class SparseShift(Prior):
         dose = (batch.treatment / self.dose_unit.to(batch.device)).double()
         weighted = dose * size[:, None]
         return dose.T @ weighted, weighted.T @ loc
+
+
+def _least_squares(gram: Tensor, cross: Tensor) -> Tensor:
+    # A cell's worth of ridge: treatments without cells have no effect.
+    return torch.linalg.solve(gram + torch.eye(len(gram), dtype=gram.dtype), cross)

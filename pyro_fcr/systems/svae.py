@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pyro_fcr.assembly import Declaration
 from pyro_fcr.estimator import Estimator
+from pyro_fcr.guides import Amortised
 from pyro_fcr.nn import Block
 from pyro_fcr.priors import SparseShift
 
@@ -65,4 +66,5 @@ class SVAE(Estimator):
         """
         size = {"z": 15, **sizes}
         blocks = (Block("z", size["z"], frozenset({"treatment"})),)
-        return Declaration(blocks, {"z": SparseShift()})
+        # One block, and shifts as small as a tenth of its spread to be told from none.
+        return Declaration(blocks, {"z": SparseShift()}, guide=Amortised(width=256))

@@ -12,12 +12,16 @@ from pyro_fcr.distributions import spike_and_slab
 
 
 def one_effect(mean: float, n: float, slab: float, omega: float, sparsity: float) -> float:
-    """Posterior log-odds by Bayes' rule, the null's density by quadrature."""
+    """Posterior log-odds by Bayes' rule, both densities by quadrature."""
     leak = np.linspace(-40 * omega, 40 * omega, 40_001)
     density = norm.pdf(mean - leak, scale=1 / math.sqrt(n)) * t.pdf(leak / omega, 4) / omega
     null = math.log(density.sum() * (leak[1] - leak[0]))
-    real = norm.logpdf(mean, scale=math.sqrt(1 / n + omega**2 + slab**2))
-    return float(real - null) - math.log(sparsity)
+    sigma = slab / math.sqrt(3)
+    effect = np.linspace(-12 * sigma, 12 * sigma, 40_001)
+    prior = effect**2 / sigma**2 * norm.pdf(effect, scale=sigma)
+    density = prior * norm.pdf(mean - effect, scale=math.sqrt(1 / n + omega**2))
+    real = math.log(density.sum() * (effect[1] - effect[0]))
+    return real - null - math.log(sparsity)
 
 
 def test_inclusion_is_bayes_rule() -> None:
@@ -48,14 +52,15 @@ def test_hyperparameters_are_learned() -> None:
     torch.manual_seed(1)
     n, shape = 200.0, (400, 10)
     on = torch.rand(shape) < 0.1
-    effects = on * 3 * torch.randn(shape, dtype=torch.float64)
+    sign = torch.where(torch.rand(shape) < 0.5, -1.0, 1.0).double()
+    effects = on * sign * (3 + 0.5 * torch.randn(shape, dtype=torch.float64))
     leak = 0.2 * torch.randn(shape, dtype=torch.float64)
     mean = effects + leak + torch.randn(shape, dtype=torch.float64) / math.sqrt(n)
     gram = n * torch.eye(400, dtype=torch.float64)
     found = spike_and_slab(gram, n * mean, torch.ones(10))
     # A tenth of the effects are real: they lift the median a little.
     assert 0.16 < float(found.discrepancy) < 0.24
-    assert abs(float(found.slab) - 3) < 0.3
+    assert abs(float(found.slab) - math.sqrt(9.25)) < 0.1
     assert 7 < float(found.sparsity) < 12
     probability = torch.sigmoid(found.logits_td)
     chosen = probability > 0.5

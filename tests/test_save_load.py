@@ -178,7 +178,7 @@ def edited(folder, change):
     ("change", "match"),
     [
         (lambda c: c.update(format=99), r"saved by a newer version.*layout 99"),
-        (lambda c: c.update(system="SVAE"), r"the system 'SVAE'.*system="),
+        (lambda c: c.update(system="Mine"), r"the system 'Mine'.*system="),
         (lambda c: c.pop("design"), "KeyError"),
         (lambda c: c["design"].pop("genes"), "."),
         (lambda c: c["design"].update(genes=c["design"]["genes"][:-1]), "."),

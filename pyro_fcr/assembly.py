@@ -54,6 +54,8 @@ class Declaration:
         The default guide; ``None`` for label-free amortised encoders.
     betas
         Factors on the blocks' divergences, by block; 1 for those not named.
+    most_weight_decay
+        The default weight decay rises no higher, however few the cells.
     """
 
     blocks: tuple[Block, ...]
@@ -64,6 +66,7 @@ class Declaration:
     decoder: Decoder = field(default_factory=NetworkDecoder)
     guide: Any = None
     betas: Mapping[str, float] = field(default_factory=dict)
+    most_weight_decay: float = 3.0
 
 
 @dataclass(frozen=True)

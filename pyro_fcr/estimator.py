@@ -275,7 +275,8 @@ class Estimator(Fitted):
             dimensions to spare takes what belongs to z_x. 1 turns it off.
         weight_decay
             Decoupled weight decay of encoders, decoder and prior tables; by default
-            :func:`default_weight_decay`, which the number of training cells decides.
+            :func:`default_weight_decay`, which the number of training cells decides, up to the
+            system's limit.
         seed
             Governs initial weights, shuffling and draws.
         device
@@ -356,7 +357,8 @@ class Estimator(Fitted):
             epoch = source.n_batches(world=ranks.world)
             steps = default_steps(len(train)) if max_epochs is None else max_epochs * epoch
             epochs = max(1, math.ceil(steps / epoch))
-            decay = default_weight_decay(len(train)) if weight_decay is None else weight_decay
+            usual = min(default_weight_decay(len(train)), self.declaration.most_weight_decay)
+            decay = usual if weight_decay is None else weight_decay
             plan = Plan(
                 steps,
                 learning_rate=learning_rate,

@@ -66,5 +66,7 @@ class SVAE(Estimator):
         """
         size = {"z": 15, **sizes}
         blocks = (Block("z", size["z"], frozenset({"treatment"})),)
-        # One block, and shifts as small as a tenth of its spread to be told from none.
-        return Declaration(blocks, {"z": SparseShift()}, guide=Amortised(width=256))
+        # Against a prior of fixed variance, shrunk encoders are shrunk shifts.
+        return Declaration(
+            blocks, {"z": SparseShift()}, guide=Amortised(width=256), most_weight_decay=0.125
+        )

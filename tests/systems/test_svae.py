@@ -9,6 +9,7 @@ import torch
 
 import pyro_fcr as pf
 from pyro_fcr.errors import DesignError, SchemaError
+from pyro_fcr.estimator import default_weight_decay
 
 SCHEMA = pf.Schema(treatment="treatment", control="control")
 
@@ -32,10 +33,16 @@ def everything():
 @pytest.fixture(scope="module")
 def fitted(everything):
     model = small(everything[~everything.obs["held_out"].to_numpy()].copy())
-    model.fit(
-        max_epochs=80, batch_size=128, weight_decay=0.1, seed=0, progress=False, device="cpu"
-    )
+    model.fit(max_epochs=80, batch_size=128, seed=0, progress=False, device="cpu")
     return model
+
+
+@pytest.mark.slow
+def test_few_cells_do_not_shrink_the_shifts(fitted) -> None:
+    assert fitted.settings["weight_decay"] == 0.125
+    assert fitted.settings["weight_decay"] < default_weight_decay(len(fitted.cells))
+    chosen = fitted.targets().query("selected")["shift"].abs()
+    assert 3 < chosen.median() < 6
 
 
 @pytest.mark.slow

@@ -51,7 +51,8 @@ class Outcome:
     Attributes
     ----------
     rows
-        The tasks' rows with the jobs' labels; ``job`` leads to ``jobs``.
+        The tasks' rows with the jobs' labels; ``job`` leads to ``jobs``. A row's ``form``, where a
+        task scores a method in several, has become part of ``method``.
     jobs
         One row per job: labels, ``status`` ("done", "failed", "skipped"), ``error``, seconds of
         wall, CPU and fit, peak memory, versions, split.
@@ -151,7 +152,11 @@ def collect(config: Config, out: Path) -> Outcome:
         found = _read(out / "jobs" / f"{job.key}.json")
         if found is None:
             continue
-        rows += [{**job.labels, **row, "job": job.key} for row in found.pop("rows")]
+        for row in found.pop("rows"):
+            told = {**job.labels, **row, "job": job.key}
+            if form := told.pop("form", None):
+                told["method"] += f", {form}"
+            rows.append(told)
         found.pop("spec")
         jobs.append({"job": job.key, **job.labels, **found})
     return Outcome(pd.DataFrame(rows), pd.DataFrame(jobs))

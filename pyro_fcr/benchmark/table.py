@@ -117,6 +117,8 @@ def compare(config: Config, rows: pd.DataFrame, *, draws: int = 2000) -> pd.Data
     out = []
     rng = np.random.default_rng(0)
     keys = ["fold", "treatment", "covariate"]
+    # Scores over all conditions at once carry intervals of their own.
+    rows = rows[rows["treatment"] != "*"]
     for data, part in rows.groupby("data", sort=False):
         for column in config.table["columns"]:
             if column not in part or part[column].isna().all():

@@ -77,7 +77,10 @@ def test_as_many_combinations_as_can_be_spared(problem):
 def test_the_truth_predicts_best_and_the_rule_has_no_interaction(problem):
     task = Prediction(draws=1)
     rows = pd.DataFrame(task.references(problem, seed=0))
-    truth = pd.DataFrame(task.judge(problem, Knowing(problem.adata), seed=0))
+    both = pd.DataFrame(task.judge(problem, Knowing(problem.adata), seed=0))
+    truth, changes = both[both["form"].isna()], both[both["form"] == "as change"]
+    assert len(truth) == len(changes) == 5 + 1
+    assert changes["effect R2"].dropna().item() > 0.8
     conditions = truth[truth["treatment"] != "*"]
     assert len(conditions) == 5
     measures = ["gain", "size", "effect R2", "interaction R2"]

@@ -56,8 +56,8 @@ adata.obs["target"].value_counts()
 # %%
 schema = pf.Schema(treatment="target", control="non-targeting", batch="batch")
 svae = pf.SVAE(adata, schema, sizes={"z": 8})
-history = svae.fit(max_epochs=300, seed=0, progress=False)
-history[["loss", "counts", "kl.z", "kl.priors.z.mask"]].iloc[[0, 99, -1]].round(1)
+history = svae.fit(max_epochs=120, seed=0, progress=False)
+history[["loss", "counts", "kl.z", "kl.priors.z.mask"]].iloc[[0, 59, -1]].round(1)
 
 # %% [markdown]
 # ## Which latents does a knock-out move?
@@ -111,7 +111,7 @@ pd.Series(
 
 # %%
 direction = np.sign(targets.loc[("IFNGR1", shared), "shift"])
-program = direction * svae.gene_programs()[shared]
+program = direction * svae.gene_programs(pseudocount=10)[shared]
 program.sort_values().round(2).iloc[[0, 1, 2, 3, 4, 5, 6, 7, -4, -3, -2, -1]]
 
 # %% [markdown]

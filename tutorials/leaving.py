@@ -24,8 +24,6 @@
 # 6. a whole new system, in fewer than sixty lines.
 
 # %%
-from inspect import getsource
-
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -245,8 +243,6 @@ class Responses(Estimator):
             decoder=pf.decoders.AdditiveDecoder("treatment"),
         )
 
-
-assert len(getsource(Responses).splitlines()) < 60
 
 mine = Responses(adata, schema, weight=3.0, heavy_tails=True, **small)
 mine.fit(max_epochs=8, device="cpu", progress=False)

@@ -1,0 +1,233 @@
+"""How far a fit can be trusted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyro_fcr.analysis.certificate import interaction_certificate, learned_prior
+from pyro_fcr.analysis.diagnose import diagnose
+from pyro_fcr.analysis.diagnostics import importance, predictive_checks
+from pyro_fcr.analysis.draws import seeded
+from pyro_fcr.analysis.expression import sampled_counts
+from pyro_fcr.analysis.performance import performance
+from pyro_fcr.errors import DesignError, sentence
+from pyro_fcr.fitted.counterfactuals import Counterfactuals
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from pyro_fcr.analysis.diagnose import Diagnosis
+    from pyro_fcr.analysis.diagnostics import Importance
+    from pyro_fcr.data import Cells, Split
+    from pyro_fcr.evaluate import Certificate
+
+
+__all__ = ["Evidence"]
+
+
+class Evidence(Counterfactuals):
+    """The verbs that judge the fit."""
+
+    def evaluate(
+        self,
+        adata: AnnData | None = None,
+        split: Split | None = None,
+        *,
+        draws: int = 20,
+        by_condition: bool = False,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Compare predictions of test conditions with what was measured, beside baselines.
+
+        Parameters
+        ----------
+        adata
+            All cells of the split; the training data by default.
+        split
+            The split the model was trained with; its test cells are the truth.
+        draws
+            Posterior draws per predicted cell.
+        by_condition
+            Return one row per method and condition instead of the means.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        pandas.DataFrame
+            See :func:`pyro_fcr.analysis.performance.performance`.
+        """
+        cells = self.encode(adata).loaded()
+        everything = np.ones(len(cells), bool)
+        masks = [everything if split is None else split.mask(cells, k) for k in ("train", "test")]
+
+        def intervention(group: int) -> dict[str, Any]:
+            label, dose = self.design.label(self.design.treatment_rows[group])
+            return {"treatment": label} | ({"dose": dose} if self.design.schema.dose else {})
+
+        def predict(factual: Cells, group: int) -> np.ndarray:
+            return self._expected(factual, intervention(group), draws, seed).mean
+
+        def sample(factual: Cells, group: int) -> np.ndarray:
+            do = intervention(group)
+            return sampled_counts(
+                self.model, self.guide, factual, self.design.do(factual, do),
+                redraw=self.descendants(do), draws=1, seed=seed, device=self.device,
+            )[0]  # fmt: skip
+
+        def reconstruct(factual: Cells) -> np.ndarray:
+            return self._expected(factual, {}, draws, seed).mean
+
+        return performance(
+            predict,
+            reconstruct,
+            cells,
+            *masks,
+            name=type(self).__name__,
+            by_condition=by_condition,
+            sample=sample,
+            counts=self.model.likelihood.reads_counts,
+        )
+
+    def certificate(
+        self,
+        adata: AnnData | None = None,
+        split: Split | None = None,
+        *,
+        block: str | None = None,
+        replicates: int = 200,
+        seed: int = 0,
+    ) -> Certificate:
+        """Say whether the interaction block is identified, from its prior's interactions.
+
+        Parameters
+        ----------
+        adata
+            The cells the model was trained on; the training data by default.
+        split
+            The split the model was trained with: conditions without training cells do not count.
+            That of the last ``fit`` by default; a loaded model has none, and then all cells are
+            taken for training cells.
+        block
+            The block that depends on treatment and covariates; found by its parents by default.
+        replicates
+            Bootstrap replicates behind the interval.
+        seed
+            Governs the bootstrap.
+
+        Returns
+        -------
+        Certificate
+            ``verdict`` is "identified", "not identified" or "undetermined"; print it for words.
+
+        Raises
+        ------
+        DesignError
+            If there is no such block, or the cells do not tell their conditions.
+        """
+        both = frozenset({"treatment", "covariates"})
+        names = [b.name for b in self.declaration.blocks]
+        candidates = [b.name for b in self.declaration.blocks if both <= b.parents]
+        if block not in names and not (block is None and candidates):
+            raise DesignError(
+                sentence(
+                    "no interaction block to certify",
+                    where=type(self).__name__ if block is None else f"block={block!r}",
+                    expected="a block that depends on treatment and covariates",
+                    got=f"blocks {names}",
+                    hint="use a system with such a block",
+                )
+            )
+        block = block or candidates[0]
+        self._fitted()
+        cells = self.encode(adata)
+        self._require(cells, both, "the certificate")
+        split = self._split if adata is None and split is None else split
+        if split is not None:
+            cells = cells.subset(split.mask(cells, "train"))
+        mean, sd = self._moments(cells)[block]
+        with seeded(seed):
+            prior = learned_prior(self.model, self.guide, block, self.design)
+        return interaction_certificate(
+            mean, sd, cells, prior=prior, replicates=replicates, seed=seed
+        )
+
+    def diagnose(self, adata: AnnData | None = None, *, seed: int = 0) -> Diagnosis:
+        """Run the cheap diagnostics and say in plain words what is fine, what is not, what to try.
+
+        Training, overfitting, discriminators, use of each block, separation of the blocks, fresh
+        classifiers, replicated counts, the guide against the exact posterior, identifiability.
+
+        Parameters
+        ----------
+        adata
+            Cells to look at, at most 1,000 of them; the training data by default.
+        seed
+            Governs which cells, and all draws.
+
+        Returns
+        -------
+        Diagnosis
+            Print it; ``.table`` has one row per finding, ``.state`` is the worst of them.
+        """
+        self._fitted()
+        both = frozenset({"treatment", "covariates"})
+        certify = any(both <= block.parents for block in self.declaration.blocks)
+        return diagnose(
+            self,
+            self.encode(adata),
+            certificate=(lambda: self.certificate(adata, replicates=50)) if certify else None,
+            seed=seed,
+        )
+
+    def importance(
+        self, adata: AnnData | None = None, *, draws: int = 100, seed: int = 0
+    ) -> Importance:
+        """Weigh the guide's draws by the model, cell by cell.
+
+        Parameters
+        ----------
+        adata
+            The training data by default.
+        draws
+            Draws per cell.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        Importance
+            ``k_hat`` (N,), the importance-weighted ``bound`` and the ``elbo`` (N,) in nats,
+            smoothed ``log_weights`` (N, draws) and the ``draws`` behind them.
+        """
+        self._fitted()
+        cells = self.encode(adata)
+        return importance(self.model, self.guide, self._chunks(cells), draws=draws, seed=seed)
+
+    def predictive_checks(
+        self, adata: AnnData | None = None, *, draws: int = 10, seed: int = 0
+    ) -> pd.DataFrame:
+        """Compare counts with replicates: depth, zeros, means, variances, correlations.
+
+        Parameters
+        ----------
+        adata
+            The training data by default; ``draws`` copies of their dense counts are held.
+        draws
+            Replicated data sets.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        pandas.DataFrame
+            See :func:`pyro_fcr.analysis.diagnostics.predictive_checks`.
+        """
+        self._fitted()
+        cells = self.encode(adata)
+        return predictive_checks(
+            self.model, self.guide, cells, draws=draws, seed=seed, device=self.device
+        )

@@ -1,0 +1,231 @@
+"""Files that commands read and write; a run is a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import pandas as pd
+
+import pyro_fcr as pf
+from pyro_fcr._version import __version__
+from pyro_fcr.cli.options import known_device
+from pyro_fcr.datasets.bundled import SHA256
+from pyro_fcr.errors import DesignError, LoadError, sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+
+    from pyro_fcr import Split
+
+__all__ = [
+    "latents_of",
+    "load_run",
+    "read_data",
+    "read_split",
+    "ready_file",
+    "ready_folder",
+    "save_run",
+    "told_of",
+    "whole_file",
+    "write_h5ad",
+    "write_text",
+]
+
+
+def read_data(path: Path) -> AnnData:
+    """Read an ``.h5ad`` file into memory, or say why it cannot be read."""
+    if not path.is_file():
+        raise LoadError(
+            sentence("no such data file", where="DATA", expected="an .h5ad file", got=str(path),
+                     hint="check the path")
+        )  # fmt: skip
+    try:
+        return anndata.read_h5ad(path)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise LoadError(
+            sentence(
+                "the data file cannot be read",
+                where=str(path),
+                expected="an .h5ad file that anndata can read",
+                got=f"{type(error).__name__}: {error}"[:160],
+                hint="write it again with adata.write_h5ad",
+            )
+        ) from error
+
+
+def load_run(run: Path, device: str) -> Any:
+    """Return the run's model on a device."""
+    return pf.load(run, device=known_device(device))
+
+
+def read_split(run: Path) -> Split | None:
+    """Return the run's split; ``None`` where it held nothing out."""
+    path = run / "split.csv"
+    if not path.is_file():
+        return None
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        names, parts = table["cell"].tolist(), table["part"].tolist()
+    except (ValueError, KeyError) as error:
+        raise LoadError(
+            sentence(
+                "the run's split cannot be read",
+                where=str(path),
+                expected="columns cell and part",
+                got=f"{type(error).__name__}: {error}"[:120],
+                hint="fit again, or give a split",
+            )
+        ) from error
+    if "test" not in parts:
+        return None
+    recipe = str((_read_run(run).get("split") or {}).get("recipe", ""))
+    return pf.Split(tuple(names), tuple(parts), recipe)
+
+
+def _read_run(run: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def told_of(run: Path) -> dict[str, str]:
+    """Return what the page says of a run beside what the model knows."""
+    found = _read_run(run)
+    told = {"Command": found.get("command"), "Started": found.get("started")}
+    if isinstance(found.get("versions"), dict):
+        told["Versions"] = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+    data = found.get("data")
+    if isinstance(data, dict):
+        told["Data"] = (
+            f"{data.get('path')}: {data.get('cells')} cells, {data.get('genes')} genes, "
+            f"sha256 {str(data.get('sha256'))[:12]}"
+        )
+    return {name: str(value) for name, value in told.items() if value}
+
+
+def ready_folder(folder: Path) -> None:
+    """Find out before the work that the results will have a place."""
+    if folder.exists() and not folder.is_dir():
+        raise DesignError(
+            sentence("the run's place is taken", where="--out", expected="a folder", got=f"a file "
+                     f"called {folder}", hint="choose another name")
+        )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(13, "cannot write to the folder", str(folder))
+
+
+def ready_file(path: Path) -> None:
+    """Find out before the work that the result will have a place."""
+    if path.is_dir():
+        raise DesignError(
+            sentence("the result's place is taken", where="--out", expected="a file", got=f"the "
+                     f"folder {path}", hint="give a file's name in it")
+        )  # fmt: skip
+    ready_folder(path.parent)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a name to write to, and move the file into place when it is whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file whole."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_h5ad(adata: AnnData, path: Path) -> Path:
+    """Write an ``.h5ad`` file whole."""
+    with whole_file(path) as partial:
+        adata.write_h5ad(partial)
+    return path
+
+
+def latents_of(model: Any, adata: AnnData) -> AnnData:
+    """Return the cells without counts, with the posterior means of every block."""
+    out = anndata.AnnData(obs=adata.obs.copy())
+    key = type(model).__name__.lower()
+    for name, frame in model.latents(adata).items():
+        out.obsm[f"X_{key}_{name}"] = frame.to_numpy()
+    return out
+
+
+def save_run(
+    out: Path,
+    model: Any,
+    adata: AnnData,
+    split: Split | None,
+    *,
+    data: Path | None,
+    seconds: float,
+) -> None:
+    """Write the model, its split and its record; ``model.json`` last, which makes it a run."""
+    names = [str(name) for name in adata.obs_names]
+    parts = dict(zip(split.names, split.parts, strict=True)) if split is not None else {}
+    table = pd.DataFrame({"cell": names, "part": [parts.get(name, "train") for name in names]})
+    record = {
+        "command": shlex.join(["pyro-fcr", *sys.argv[1:]]),
+        "started": datetime.fromtimestamp(time.time() - seconds, UTC).isoformat("T", "seconds"),
+        "seconds": round(seconds, 2),
+        "versions": _versions(),
+        "data": {
+            "path": "pyro_fcr.datasets.kang()" if data is None else str(data.resolve()),
+            "sha256": _data_hash(data) if data is None or data.is_file() else None,
+            "cells": adata.n_obs,
+            "genes": adata.n_vars,
+        },
+        "split": None if split is None else {
+            "recipe": split.recipe, "hash": split.hash, "cells": split.counts()
+        },
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as folder:
+        whole = Path(folder)
+        model.save(whole)
+        table.to_csv(whole / "split.csv", index=False)
+        text = json.dumps(record, indent=1, ensure_ascii=False)
+        (whole / "run.json").write_text(text, encoding="utf-8")
+        for path in sorted(whole.iterdir(), key=lambda path: path.name == "model.json"):
+            os.replace(path, out / path.name)
+
+
+def _data_hash(data: Path | None) -> str:
+    if data is None:
+        return SHA256["kang_ifnb"]
+    with data.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "pyro-fcr": __version__}
+    for name in ("pyro-ppl", "torch", "anndata", "numpy", "scipy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -10,7 +11,14 @@ import pandas as pd
 from scipy import sparse
 
 from pyro_fcr.data.stored import StoredCounts, stored_matrix
-from pyro_fcr.errors import CategoryError, CountsError, GeneError, SchemaError, sentence
+from pyro_fcr.errors import (
+    CategoryError,
+    CountsError,
+    DesignWarning,
+    GeneError,
+    SchemaError,
+    sentence,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +41,7 @@ __all__ = [
     "on_disk",
     "size_factors",
     "unknown_category",
+    "warn",
 ]
 
 LARGEST_COUNT = 2**31
@@ -47,6 +56,11 @@ def first(names: Iterable[Any], limit: int = 5) -> str:
     every = list(names)
     shown = ", ".join(repr(str(name)) for name in every[:limit])
     return shown + (f" and {len(every) - limit} more" if len(every) > limit else "")
+
+
+def warn(message: str, *, level: int = 5) -> None:
+    """Say that a design is weak, at the line of the user's call ``level`` frames up."""
+    warnings.warn(message, DesignWarning, stacklevel=level)
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str) -> str:

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
-import warnings
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 from pyro_fcr.data import checks
 from pyro_fcr.data.cells import Cells
+from pyro_fcr.data.codes import usual_library
 from pyro_fcr.data.features import read_features
-from pyro_fcr.data.schema import Schema
+from pyro_fcr.data.interventions import Interventions
 from pyro_fcr.data.treatments import (
     check_treatments,
     read_treatments,
-    rounded,
-    split_label,
-    summed,
-    treatment_key,
 )
-from pyro_fcr.errors import (
-    DesignError,
-    DesignWarning,
-    LoadError,
-    SchemaError,
-    sentence,
-)
+from pyro_fcr.errors import DesignError, SchemaError, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
+    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from pyro_fcr.data.schema import Schema
     from pyro_fcr.data.treatments import Key
 
 __all__ = ["Design"]
@@ -56,8 +44,7 @@ class _Read(NamedTuple):
     per_gene: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Design:
+class Design(Interventions):
     """The codes of an experiment, learnt once and saved with the model.
 
     Parameters
@@ -98,29 +85,13 @@ class Design:
     Examples
     --------
     >>> import anndata, numpy, pandas
+    >>> from pyro_fcr import Design, Schema
     >>> obs = pandas.DataFrame({"drug": ["none"] * 5 + ["A"] * 5}, index=list("abcdefghij"))
     >>> adata = anndata.AnnData(numpy.ones((10, 3), "float32"), obs=obs)
     >>> design = Design.fit(adata, Schema(treatment="drug", control="none"))
     >>> design.treatments, design.treatment_levels
     (('A',), ('none', 'A'))
     """
-
-    schema: Schema
-    genes: tuple[str, ...]
-    treatments: tuple[str, ...]
-    treatment_keys: tuple[Key, ...]
-    covariates: Mapping[str, tuple[str, ...]]
-    covariate_levels: tuple[tuple[str, ...], ...]
-    batches: tuple[str, ...]
-    condition_counts: tuple[tuple[int, int, int], ...]
-    require_counts: bool = True
-    library: Literal["totals", "ones"] = "totals"
-    size_factor_unit: float = 1.0
-    continuous: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    treatment_features: NDArray[np.float32] | None = field(default=None, compare=False)
-    dose_units: Mapping[str, float] = field(default_factory=dict)
-
-    # ---- learning it ---------------------------------------------------------------------
 
     @classmethod
     def fit(
@@ -130,7 +101,7 @@ class Design:
         *,
         require_counts: bool = True,
         library: Literal["totals", "ones"] | None = None,
-    ) -> Design:
+    ) -> Self:
         """Learn the codes from the training data and check that a model can be trained on them.
 
         Parameters
@@ -167,7 +138,7 @@ class Design:
         *,
         require_counts: bool = True,
         library: Literal["totals", "ones"] | None = None,
-    ) -> tuple[Design, Cells]:
+    ) -> tuple[Self, Cells]:
         """Learn the codes and apply them to the same data, reading the counts once.
 
         Parameters, raises: as for :meth:`fit`.
@@ -184,8 +155,8 @@ class Design:
         library: Literal["totals", "ones"] | None,
         *,
         keep: bool,
-    ) -> tuple[Design, _Read]:
-        library = _usual_library(require_counts) if library is None else library
+    ) -> tuple[Self, _Read]:
+        library = usual_library(require_counts) if library is None else library
         if library not in ("totals", "ones"):
             raise DesignError(
                 sentence(
@@ -298,7 +269,7 @@ class Design:
             return unit
         silent = [gene for gene, total in zip(self.genes, per_gene, strict=True) if total == 0]
         if silent:
-            _warn(
+            checks.warn(
                 sentence(
                     f"{len(silent)} genes have no count in any cell"
                     if len(silent) > 1
@@ -314,7 +285,7 @@ class Design:
     def _warn_weaknesses(self) -> None:
         for name, levels in self.covariates.items():
             if len(levels) == 1:
-                _warn(
+                checks.warn(
                     sentence(
                         f"covariate {name!r} is constant",
                         where="adata.obs",
@@ -332,7 +303,7 @@ class Design:
             (label, joint), smallest = min(few.items(), key=lambda item: (item[1], item[0]))
             described = [label] if self.schema.treatment is not None else []
             described += self.covariate_levels[joint]
-            _warn(
+            checks.warn(
                 sentence(
                     f"{len(few)} of {len(pooled)} conditions have fewer than {FEW_CELLS} cells",
                     where="adata.obs",
@@ -341,224 +312,6 @@ class Design:
                     hint="pool rare levels or leave them out",
                 )
             )
-
-    # ---- what it says --------------------------------------------------------------------
-
-    @property
-    def n_genes(self) -> int:
-        """G, the number of genes."""
-        return len(self.genes)
-
-    @property
-    def n_treatments(self) -> int:
-        """T, the number of single treatments; the control is none of them."""
-        return len(self.treatments)
-
-    @property
-    def n_treatment_levels(self) -> int:
-        """Number of treatment groups (label with dose), the control among them."""
-        return len(self.treatment_keys)
-
-    @property
-    def n_levels(self) -> dict[str, int]:
-        """Number of levels of each covariate."""
-        return {name: len(levels) for name, levels in self.covariates.items()}
-
-    @property
-    def n_covariates(self) -> int:
-        """K, the number of covariates that are labels."""
-        return len(self.covariates)
-
-    @property
-    def n_covariate_levels(self) -> int:
-        """Number of observed joint covariate combinations; 1 without covariates."""
-        return len(self.covariate_levels)
-
-    @property
-    def n_batches(self) -> int:
-        """Number of technical batches; 1 where the schema names none."""
-        return max(1, len(self.batches))
-
-    @cached_property
-    def treatment_levels(self) -> tuple[str, ...]:
-        """Names of the treatment groups, e.g. ``"A+B @ 0.5+1"``; level 0 is the control."""
-        names = []
-        for key in self.treatment_keys:
-            label, plain = self._label(key), all(dose == 1.0 for _, dose in key)
-            told = key and (self.schema.dose is not None or not plain)
-            names.append(f"{label} @ {self._dose_text(key)}" if told else label)
-        return tuple(names)
-
-    @cached_property
-    def treatment_rows(self) -> NDArray[np.float32]:
-        """Shape (number of groups, T), float32: the dose-weighted row of every group."""
-        return self._rows(self.treatment_keys)
-
-    @cached_property
-    def dose_unit(self) -> NDArray[np.float32]:
-        """Shape (T,), float32: geometric mean of each treatment's doses over its groups.
-
-        It is 1 where the schema names no dose. A treatment without cells has the geometric mean
-        of the others; one of ``dose_units`` has that unit.
-        """
-        log_doses: dict[str, list[float]] = {part: [] for part in self.treatments}
-        if self.schema.dose is not None:
-            for part, dose in itertools.chain.from_iterable(self.treatment_keys):
-                log_doses[part].append(np.log(dose))
-        usual = [np.mean(logs) for logs in log_doses.values() if logs]
-        otherwise = np.mean(usual) if usual else 0.0
-        means = [np.mean(logs) if logs else otherwise for logs in log_doses.values()]
-        units = dict(zip(self.treatments, np.exp(np.asarray(means)), strict=True))
-        return np.asarray(list((units | dict(self.dose_units)).values()), dtype=np.float32)
-
-    @cached_property
-    def conditions(self) -> pd.DataFrame:
-        """The observed conditions: treatment group, covariate levels, number of cells."""
-        columns: dict[str, list[Any]] = {}
-        if self.schema.treatment is not None:
-            columns[self.schema.treatment] = [
-                self.treatment_levels[t] for t, _, _ in self.condition_counts
-            ]
-        for k, name in enumerate(self.covariates):
-            columns[name] = [self.covariate_levels[x][k] for _, x, _ in self.condition_counts]
-        columns["n_cells"] = [n for _, _, n in self.condition_counts]
-        return pd.DataFrame(columns)
-
-    @property
-    def largest_interaction_size(self) -> int:
-        r"""The most interaction dimensions that the design can identify.
-
-        Half of :meth:`n_contrasts`, rounded down; with all conditions observed
-
-        .. math:: \lfloor (T_g - 1)(X_g - 1) / 2 \rfloor
-
-        with :math:`T_g` treatment groups and :math:`X_g` joint covariate groups.
-        """
-        return self.n_contrasts() // 2
-
-    def n_contrasts(self, conditions: Iterable[tuple[int, int]] | None = None) -> int:
-        r"""Count the independent interaction contrasts that a set of conditions gives.
-
-        .. math:: n - \operatorname{rank} = n - (T_g + X_g - P)
-
-        with n conditions, in which :math:`T_g` treatment and :math:`X_g` covariate groups occur,
-        and the rank of their additive design, whose graph has P connected pieces. On a full grid
-        this is :math:`(T_g - 1)(X_g - 1)`. Doses of one label are pooled where that leaves more,
-        as it does where hardly a dose is met twice.
-
-        Parameters
-        ----------
-        conditions
-            (treatment group, joint covariate) pairs; by default the observed conditions. Repeats
-            count once, and pairs with a negative code not at all.
-        """
-        if conditions is None:
-            conditions = [(t, x) for t, x, _ in self.condition_counts]
-        pairs = {(int(t), int(x)) for t, x in conditions if t >= 0 and x >= 0}
-        labels = [tuple(part for part, _ in key) for key in self.treatment_keys]
-        numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-        pooled = {(numbers[labels[t]], x) for t, x in pairs}
-        return max(_contrasts(pairs), _contrasts(pooled))
-
-    def check_interaction_size(self, n_tx: int) -> None:
-        """Warn if the design has too few conditions to identify ``n_tx`` interaction dimensions.
-
-        Warns
-        -----
-        DesignWarning
-            If the observed conditions give fewer than 2 ``n_tx`` interaction contrasts; on a
-            full grid these are (treatment groups - 1)(covariate groups - 1).
-        """
-        t, x = self.n_treatment_levels, self.n_covariate_levels
-        seen, contrasts = len(self.condition_counts), self.n_contrasts()
-        if contrasts >= 2 * n_tx:
-            return
-        expected = f"(treatments - 1)(covariate groups - 1) >= {2 * n_tx}"
-        got = f"({t} - 1)({x} - 1) = {contrasts}"
-        if seen < t * x:
-            expected = f"at least {2 * n_tx} interaction contrasts"
-            got = f"{contrasts} from the {seen} of {t * x} conditions that were observed"
-        largest = self.largest_interaction_size
-        _warn(
-            sentence(
-                f"{n_tx} interaction dimensions are more than the design can identify",
-                where="size of z_tx",
-                expected=expected,
-                got=got,
-                hint=f"use {largest} or fewer" if largest else "do not interpret z_tx",
-            ),
-            level=4,
-        )
-
-    def extended(self, adata: AnnData) -> Design:
-        """Return a design that knows the treatments of other cells too, after its own.
-
-        Codes that were given stay as they are, and so do the units of known treatments' doses.
-
-        Parameters
-        ----------
-        adata
-            Cells under treatments that this design may not know.
-
-        Raises
-        ------
-        DesignError
-            If they hold no treatment that is new.
-        """
-        keys, of_cell = read_treatments(adata.obs, self.schema)
-        parts = sorted({part for key in keys for part, _ in key} - set(self.treatments))
-        if not parts or self.treatment_features is not None:
-            raise DesignError(
-                sentence(
-                    "no new treatment" if not parts else "a new treatment needs features",
-                    where=f"obs[{self.schema.treatment!r}]",
-                    expected="a treatment that the model does not know",
-                    got=checks.first([self._label(key) for key in keys]),
-                    hint="what the model knows is asked with counterfactual and targets",
-                )
-            )
-        fresh = [key for key in keys if key not in self._group_of]
-        fresh.sort(key=lambda key: tuple(zip(*key, strict=True)))
-        wider = replace(
-            self,
-            treatments=(*self.treatments, *parts),
-            treatment_keys=(*self.treatment_keys, *fresh),
-            dose_units=dict(zip(self.treatments, self.dose_unit.tolist(), strict=True)),
-        )
-        cells = wider.encode(adata, labels="optional")
-        pairs = Counter(zip(cells.treatment_id.tolist(), cells.covariate_id.tolist(), strict=True))
-        first = len(self.treatment_keys)
-        seen = ((t, x, n) for (t, x), n in sorted(pairs.items()) if t >= first and x >= 0)
-        return replace(wider, condition_counts=(*self.condition_counts, *seen))
-
-    def require(self, *fields: str, system: str) -> None:
-        """Refuse a schema that lacks what a system needs.
-
-        Parameters
-        ----------
-        fields
-            Names of schema fields, such as ``"treatment"``.
-        system
-            Name of the system, for the message.
-
-        Raises
-        ------
-        SchemaError
-            If one of the fields is empty.
-        """
-        missing = [field for field in fields if getattr(self.schema, field) in (None, ())]
-        if missing:
-            raise SchemaError(
-                sentence(
-                    f"{system} needs {' and '.join(missing)}",
-                    where=f"Schema.{missing[0]}",
-                    expected="columns of obs" if missing[0] == "covariates" else "a column of obs",
-                    got="none",
-                    hint=f"name it: Schema({missing[0]}=...)",
-                )
-            )
-
-    # ---- applying it ---------------------------------------------------------------------
 
     def encode(
         self,
@@ -661,125 +414,54 @@ class Design:
             return totals.astype(np.float32)
         return np.ones(len(totals), np.float32)
 
-    def do(self, cells: Cells, changes: Mapping[str, Any]) -> Cells:
-        """Return the cells as if some of their labels were set to other values.
+    def _codes(
+        self, obs: pd.DataFrame, name: str, known: tuple[str, ...], *, role: str
+    ) -> NDArray[np.int64]:
+        codes, levels = checks.labels(obs, name, role=role)
+        return np.asarray(
+            [self._code(level, known, f"obs[{name!r}]", role=role) for level in levels], np.int64
+        )[codes]
+
+    def extended(self, adata: AnnData) -> Self:
+        """Return a design that knows the treatments of other cells too, after its own.
+
+        Codes that were given stay as they are, and so do the units of known treatments' doses.
 
         Parameters
         ----------
-        cells
-            Cells of this design.
-        changes
-            Values by name: ``"treatment"``, ``"dose"``, ``"batch"``, or the name of one of the
-            schema's columns. Combinations that training never saw are allowed, as long as
-            every part was seen; they get group -1. A treatment without a dose takes
-            the one dose that training saw it at, if it was one.
+        adata
+            Cells under treatments that this design may not know.
 
         Raises
         ------
-        CategoryError
-            If a name or a value is none that the design knows.
         DesignError
-            If the dose is needed and not given, or cannot be read.
+            If they hold no treatment that is new.
         """
-        wanted: dict[str, Any] = {}
-        for name, value in changes.items():
-            target = self._target(name)
-            if target in wanted:
-                raise DesignError(
-                    sentence(
-                        f"{target!r} is set twice",
-                        where="do",
-                        expected="one value",
-                        got=f"{wanted[target]!r} and {value!r}",
-                        hint="use one of the two names",
-                    )
+        keys, of_cell = read_treatments(adata.obs, self.schema)
+        parts = sorted({part for key in keys for part, _ in key} - set(self.treatments))
+        if not parts or self.treatment_features is not None:
+            raise DesignError(
+                sentence(
+                    "no new treatment" if not parts else "a new treatment needs features",
+                    where=f"obs[{self.schema.treatment!r}]",
+                    expected="a treatment that the model does not know",
+                    got=checks.first([self._label(key) for key in keys]),
+                    hint="what the model knows is asked with counterfactual and targets",
                 )
-            if not isinstance(value, (str, int, float, np.generic)):
-                raise DesignError(
-                    sentence(
-                        f"{name!r} is not one value",
-                        where="do",
-                        expected="a label or a number for all the cells",
-                        got=type(value).__name__,
-                        hint="call it once per value",
-                    )
-                )
-            wanted[target] = value
-        changed, schema = cells, self.schema
-        treatment = wanted.pop("\0treatment", None)
-        dose = wanted.pop("\0dose", None)
-        if treatment is not None or dose is not None:
-            changed = self._do_treatment(changed, treatment, dose)
-        covariates = changed.covariates.copy()
-        for k, (name, levels) in enumerate(self.covariates.items()):
-            if name in wanted:
-                covariates[:, k] = self._code(wanted[name], levels, name, role="covariate")
-        continuous = changed.continuous.copy()
-        for k, (name, (mean, sd)) in enumerate(self.continuous.items()):
-            if name in wanted:
-                continuous[:, k] = (_number(wanted[name], name) - mean) / sd
-        unknown = changed.unknown - set(wanted)
-        known = not unknown & set(schema.covariates)
-        changed = replace(
-            changed,
-            covariates=covariates,
-            covariate_id=self._joint(covariates) if known else changed.covariate_id,
-            continuous=continuous,
-            unknown=unknown,
+            )
+        fresh = [key for key in keys if key not in self._group_of]
+        fresh.sort(key=lambda key: tuple(zip(*key, strict=True)))
+        wider = replace(
+            self,
+            treatments=(*self.treatments, *parts),
+            treatment_keys=(*self.treatment_keys, *fresh),
+            dose_units=dict(zip(self.treatments, self.dose_unit.tolist(), strict=True)),
         )
-        if schema.batch is not None and schema.batch in wanted:
-            code = self._code(wanted[schema.batch], self.batches, schema.batch, role="batch")
-            changed = replace(changed, batch_id=np.full(len(cells), code, np.int64))
-        return changed
-
-    def causes(self, do: Iterable[str]) -> set[str]:
-        """Return what an intervention sets, as blocks name their parents.
-
-        That is any of ``"treatment"``, ``"covariates"`` and ``"batch"``, and each covariate or
-        batch that is set by its column's name.
-
-        Parameters
-        ----------
-        do
-            Values by name, as for :meth:`do`, or the names alone. A column that is both the
-            batch and a covariate sets both.
-
-        Raises
-        ------
-        CategoryError
-            If a name is none that the design knows.
-        """
-        found = set()
-        for target in map(self._target, do):
-            if target in ("\0treatment", "\0dose"):
-                found.add("treatment")
-            if target in (*self.schema.covariates, *self.schema.continuous):
-                found |= {"covariates", target}
-            if target == self.schema.batch:
-                found |= {"batch", target}
-        return found
-
-    def parent(self, name: str) -> str:
-        """Return what a block names as its parent if it depends on a column.
-
-        Parameters
-        ----------
-        name
-            One of the schema's columns, or ``"treatment"``, ``"dose"`` or ``"batch"``.
-
-        Returns
-        -------
-        str
-            ``"treatment"`` for the treatment and its dose, the column's name for a covariate and
-            for the batch.
-
-        Raises
-        ------
-        CategoryError
-            If it is none that the design knows.
-        """
-        target = self._target(name)
-        return "treatment" if target in ("\0treatment", "\0dose") else target
+        cells = wider.encode(adata, labels="optional")
+        pairs = Counter(zip(cells.treatment_id.tolist(), cells.covariate_id.tolist(), strict=True))
+        first = len(self.treatment_keys)
+        seen = ((t, x, n) for (t, x), n in sorted(pairs.items()) if t >= first and x >= 0)
+        return replace(wider, condition_counts=(*self.condition_counts, *seen))
 
     def without_cells(self, cells: Cells) -> list[str]:
         """Return those of the cells' treatments that no cell of this design had.
@@ -794,266 +476,11 @@ class Design:
         columns = np.flatnonzero((cells.treatment_rows[used] != 0).any(axis=0))
         return [self.treatments[t] for t in columns if self.treatments[t] not in had]
 
-    def roles(self, parents: Iterable[str]) -> frozenset[str]:
-        """Return which of ``"treatment"``, ``"covariates"`` and ``"batch"`` are among parents.
-
-        Parameters
-        ----------
-        parents
-            As a block names them: roles, or columns of covariates and of the batch.
-        """
-        columns = {*self.schema.covariates, *self.schema.continuous}
-        found = {"covariates" if name in columns else name for name in parents}
-        return frozenset("batch" if name == self.schema.batch else name for name in found)
-
-    def _target(self, name: str) -> str:
-        # The schema's own names come first: a covariate may well be called "dose".
-        schema = self.schema
-        if name in (*schema.covariates, *schema.continuous):
-            return name
-        own = {schema.treatment: "\0treatment", schema.dose: "\0dose", schema.batch: schema.batch}
-        words = {"treatment": schema.treatment, "dose": schema.dose, "batch": schema.batch}
-        own.pop(None, None)
-        if name in own:
-            return str(own[name])
-        if words.get(name) is not None:
-            return str(own[words[name]])
-        said = [word for word, column in words.items() if column is not None]
-        columns = (*schema.covariates, *schema.continuous)
-        known = list(dict.fromkeys([*said, *map(str, own), *columns]))
-        raise checks.unknown_category(str(name), known, where="do", role="name")
-
-    def _do_treatment(self, cells: Cells, treatment: Any, dose: Any) -> Cells:
-        schema = self.schema
-        where = "do"
-        if treatment is not None:
-            parts = split_label(str(treatment), schema, where=where)
-            self._check_parts([tuple((part, 1.0) for part in parts if part is not None)], where)
-            if dose is None:
-                key = self._usual(parts)
-            else:
-                key = treatment_key(parts, dose, schema, where=where, error=DesignError)
-            row = np.zeros(len(cells), np.int64)
-            rows: list[Key] = [key]
-        else:
-            if schema.treatment in cells.unknown:
-                raise DesignError(
-                    sentence(
-                        "a dose for cells whose treatment is not known",
-                        where=where,
-                        expected="a treatment beside it",
-                        got="the dose alone",
-                        hint="pass both: do={'treatment': ..., 'dose': ...}",
-                    )
-                )
-            row = cells.treatment_row
-            used = set(np.unique(row).tolist())
-            rows = []
-            for number, weights in enumerate(cells.treatment_rows):
-                named = [part for part, _ in self._key_of(weights)]
-                keep = number in used and named
-                rows.append(
-                    treatment_key(named, dose, schema, where=where, error=DesignError)
-                    if keep
-                    else ()
-                )
-        names = {name for name in (schema.treatment, schema.dose) if name is not None}
-        return replace(
-            cells,
-            treatment_rows=self._rows(rows),
-            treatment_row=row,
-            treatment_id=self._groups(rows)[row],
-            unknown=cells.unknown - names,
-        )
-
-    def _usual(self, parts: Sequence[str | None]) -> Key:
-        # The treatment's one dose in training, which needs no saying.
-        real = [part for part in parts if part is not None]
-        if not real:
-            return ()
-        if self.schema.dose is None:
-            return summed([(part, 1.0) for part in real])
-        distinct = sorted(set(real))
-        seen = [key for key in self.treatment_keys if [part for part, _ in key] == distinct]
-        if len(seen) == 1 and len(distinct) == len(real):
-            return seen[0]
-        raise DesignError(
-            sentence(
-                f"treatment {'+'.join(real)!r} without a dose",
-                where="do",
-                expected="one of the doses of training, or another",
-                got=f"none, and training saw it at {len(seen)} doses"
-                + (f" ({checks.first(map(self._dose_text, seen))})" if seen else ""),
-                hint="add 'dose' beside it",
-            )
-        )
-
-    def label(self, row: NDArray[np.float32]) -> tuple[str, float | str]:
-        """Name a dose-weighted treatment row.
-
-        Parameters
-        ----------
-        row
-            Shape (T,).
-
-        Returns
-        -------
-        label, dose
-            The parts joined by the separator, or the control's label; the dose as a number, or
-            as text with one number per part.
-        """
-        key = self._key_of(row)
-        if len(key) > 1:
-            return self._label(key), self._dose_text(key)
-        return self._label(key), key[0][1] if key else 0.0
-
-    def _key_of(self, row: NDArray[np.float32]) -> Key:
-        return tuple((self.treatments[t], rounded(float(row[t]))) for t in np.flatnonzero(row))
-
-    def _label(self, key: Key) -> str:
-        separator = self.schema.separator or "+"
-        return separator.join(part for part, _ in key) if key else str(self.schema.control)
-
-    def _dose_text(self, key: Key) -> str:
-        return (self.schema.separator or "+").join(f"{dose:g}" for _, dose in key)
-
-    def _rows(self, keys: Sequence[Key]) -> NDArray[np.float32]:
-        column_of = {part: t for t, part in enumerate(self.treatments)}
-        rows = np.zeros((len(keys), self.n_treatments), np.float32)
-        for r, key in enumerate(keys):
-            for part, dose in key:
-                rows[r, column_of[part]] = dose
-        return rows
-
-    @cached_property
-    def _group_of(self) -> dict[Key, int]:
-        return {key: group for group, key in enumerate(self.treatment_keys)}
-
-    def _groups(self, keys: Sequence[Key]) -> NDArray[np.int64]:
-        return np.asarray([self._group_of.get(key, -1) for key in keys], dtype=np.int64)
-
-    def _joint(self, covariates: NDArray[np.int64]) -> NDArray[np.int64]:
-        code_of = {levels: x for x, levels in enumerate(self.covariate_levels)}
-        rows, inverse = np.unique(covariates, axis=0, return_inverse=True)
-        if not self.covariates:
-            return np.zeros(len(covariates), np.int64)
-        every = list(self.covariates.values())
-        found = [
-            code_of.get(tuple(every[k][code] for k, code in enumerate(row)), -1)
-            for row in rows.tolist()
-        ]
-        return np.asarray(found, dtype=np.int64)[inverse.reshape(-1)]
-
-    def _codes(
-        self, obs: pd.DataFrame, name: str, known: tuple[str, ...], *, role: str
-    ) -> NDArray[np.int64]:
-        codes, levels = checks.labels(obs, name, role=role)
-        return np.asarray(
-            [self._code(level, known, f"obs[{name!r}]", role=role) for level in levels], np.int64
-        )[codes]
-
-    @staticmethod
-    def _code(value: Any, known: tuple[str, ...], where: str, *, role: str) -> int:
-        if str(value) not in known:
-            raise checks.unknown_category(str(value), known, where=where, role=role)
-        return known.index(str(value))
-
-    def _check_parts(self, keys: Sequence[Key], where: str) -> None:
-        known = set(self.treatments)
-        for part, _ in itertools.chain.from_iterable(keys):
-            if part not in known:
-                every = [str(self.schema.control), *self.treatments]
-                raise checks.unknown_category(part, every, where=where, role="treatment")
-
-    # ---- keeping it ----------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the design as JSON-able values."""
-        return {
-            "schema": self.schema.to_dict(),
-            "genes": list(self.genes),
-            "treatments": list(self.treatments),
-            "treatment_keys": [
-                [[part, dose] for part, dose in key] for key in self.treatment_keys
-            ],
-            # A list keeps the covariates' order wherever the JSON is sorted by key.
-            "covariates": [[name, list(levels)] for name, levels in self.covariates.items()],
-            "covariate_levels": [list(levels) for levels in self.covariate_levels],
-            "batches": list(self.batches),
-            "condition_counts": [list(row) for row in self.condition_counts],
-            "require_counts": self.require_counts,
-            "library": self.library,
-            "size_factor_unit": self.size_factor_unit,
-            "continuous": [[name, mean, sd] for name, (mean, sd) in self.continuous.items()],
-            "treatment_features": (
-                None if self.treatment_features is None else self.treatment_features.tolist()
-            ),
-            "dose_units": dict(self.dose_units),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Design:
-        """Build a design from :meth:`to_dict`'s values.
-
-        Raises
-        ------
-        LoadError
-            If a value is missing or has the wrong form.
-        """
-        try:
-            require_counts = bool(values["require_counts"])
-            return cls(
-                schema=Schema.from_dict(values["schema"]),
-                genes=tuple(values["genes"]),
-                treatments=tuple(values["treatments"]),
-                treatment_keys=tuple(
-                    tuple((str(part), float(dose)) for part, dose in key)
-                    for key in values["treatment_keys"]
-                ),
-                covariates={name: tuple(levels) for name, levels in values["covariates"]},
-                covariate_levels=tuple(tuple(levels) for levels in values["covariate_levels"]),
-                batches=tuple(values["batches"]),
-                condition_counts=tuple((t, x, n) for t, x, n in values["condition_counts"]),
-                require_counts=require_counts,
-                # Designs saved without these had the factors as they were given.
-                library=values.get("library", _usual_library(require_counts)),
-                size_factor_unit=float(values.get("size_factor_unit", 1.0)),
-                continuous={
-                    str(name): (float(mean), float(sd))
-                    for name, mean, sd in values.get("continuous", ())
-                },
-                treatment_features=_features(
-                    values.get("treatment_features"), len(values["treatments"])
-                ),
-                dose_units={
-                    str(name): float(unit) for name, unit in values.get("dose_units", {}).items()
-                },
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise LoadError(
-                sentence(
-                    "a design that cannot be read",
-                    where="Design.from_dict",
-                    expected="the values that Design.to_dict made",
-                    got=f"{type(error).__name__}: {error}",
-                    hint="save the model again with this version",
-                )
-            ) from error
-
-
-def _features(values: Any, n_treatments: int) -> NDArray[np.float32] | None:
-    if values is None:
-        return None
-    features = np.asarray(values, np.float32)
-    if features.ndim != 2 or len(features) != n_treatments:
-        raise ValueError(f"features of shape {features.shape} for {n_treatments} treatments")
-    return features
-
 
 def _moments(values: NDArray[np.float64], name: str) -> tuple[float, float]:
     mean, sd = float(values.mean()), float(values.std())
     if sd == 0:
-        _warn(
+        checks.warn(
             sentence(
                 f"covariate {name!r} is constant",
                 where="adata.obs",
@@ -1063,44 +490,6 @@ def _moments(values: NDArray[np.float64], name: str) -> tuple[float, float]:
             )
         )
     return mean, sd or 1.0
-
-
-def _number(value: Any, name: str) -> float:
-    try:
-        found = float(value)
-    except ValueError:
-        found = np.nan
-    if not np.isfinite(found):
-        raise DesignError(
-            sentence(
-                f"{name!r} is a continuous covariate",
-                where="do",
-                expected="a finite number",
-                got=repr(value),
-                hint="give it in the units of the training data",
-            )
-        )
-    return found
-
-
-def _usual_library(require_counts: bool) -> Literal["totals", "ones"]:
-    return "totals" if require_counts else "ones"
-
-
-def _contrasts(conditions: Collection[tuple[int, int]]) -> int:
-    if not conditions:
-        return 0
-    treatments, covariates = np.asarray(sorted(conditions)).T
-    rows = np.unique(treatments, return_inverse=True)[1]
-    columns = np.unique(covariates, return_inverse=True)[1] + rows.max() + 1
-    size = int(columns.max()) + 1
-    graph = sparse.coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(size, size))
-    pieces = connected_components(graph, directed=False, return_labels=False)
-    return len(rows) - (size - int(pieces))
-
-
-def _warn(message: str, *, level: int = 5) -> None:
-    warnings.warn(message, DesignWarning, stacklevel=level)
 
 
 def _total(block: Any, *, axis: int) -> NDArray[np.float64]:

@@ -36,7 +36,7 @@ def summary(tree: xr.DataTree, *, level: float = 0.9) -> pd.DataFrame:
     --------
     >>> import xarray as xr
     >>> draws = xr.Dataset({"a": (("chain", "draw"), [[0.0, 1.0, 2.0]])})
-    >>> summary(xr.DataTree.from_dict({"/posterior": draws})).loc["a", "mean"]
+    >>> float(summary(xr.DataTree.from_dict({"/posterior": draws})).loc["a", "mean"])
     1.0
     """
     tail = (1 - level) / 2

@@ -35,7 +35,7 @@ class StraightThroughBernoulli(dist.Bernoulli):
 
     Examples
     --------
-    >>> q = StraightThroughBernoulli(logits=torch.zeros(3, requires_grad=True))
+    >>> q = StraightThroughBernoulli(logits=torch.zeros(3))
     >>> q.has_rsample, float(kl_divergence(q, dist.Bernoulli(0.5)).abs().max())
     (True, 0.0)
     """

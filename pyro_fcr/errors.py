@@ -16,6 +16,7 @@ __all__ = [
     "NotFittedError",
     "SchemaError",
     "SlotError",
+    "WriteError",
     "sentence",
 ]
 
@@ -78,6 +79,10 @@ class NotFittedError(FCRError):
 
 class LoadError(FCRError):
     """A saved model is missing, damaged, or from an incompatible version."""
+
+
+class WriteError(FCRError, OSError):
+    """A file could not be written; what was there before is untouched."""
 
 
 class BenchmarkError(FCRError):

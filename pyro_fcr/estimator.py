@@ -22,6 +22,7 @@ from pyro_fcr.analysis.leakage import block_leakage
 from pyro_fcr.assembly import Declaration, Recipe, assemble
 from pyro_fcr.data import Cells, Design, Schema, Split, checks, open_data, open_source
 from pyro_fcr.errors import DesignError, FCRError, FitError, LoadError, sentence
+from pyro_fcr.files import together
 from pyro_fcr.fitted import CHUNK, Fitted
 from pyro_fcr.infer import Plan, Settled, Trainer, gauge, processes, resolve_device, sleep
 from pyro_fcr.infer.runtime import compiled, default_threads, networks_at
@@ -45,6 +46,9 @@ __all__ = ["Estimator", "load"]
 
 FEATURES = "treatment_features.safetensors"
 """The file beside ``model.json`` that holds the treatments' features, where there are any."""
+
+WEIGHTS = "weights.safetensors"
+"""The file that holds the weights."""
 
 
 class Estimator(Fitted):
@@ -618,35 +622,46 @@ class Estimator(Fitted):
     def save(self, path: str | Path) -> Path:
         """Write the model to a folder: ``model.json``, ``weights.safetensors``, ``history.csv``.
 
+        The files are written aside and moved over an earlier model's once all are whole.
+
         Parameters
         ----------
         path
             The folder; made if it does not exist.
+
+        Raises
+        ------
+        WriteError
+            If the disk is full or the folder cannot be written to.
         """
         folder, history = Path(path), self._fitted()
-        folder.mkdir(parents=True, exist_ok=True)
         recipe, design = self._recipe, self.design.to_dict()
-        if (features := design.pop("treatment_features")) is not None:
-            write_tensors(folder / FEATURES, {"features": torch.tensor(features)}, {})
-        described = {
-            "format": io.FORMAT,
-            "system": type(self).__name__,
-            "versions": io.versions(),
-            "settings": self.settings,
-            "sizes": self.sizes,
-            "design": design,
-            "priors": {name: io.describe(prior) for name, prior in recipe.priors.items()},
-            "guide": io.describe(recipe.guide),
-            "decoder": io.describe(recipe.decoder),
-            "likelihood": io.describe(recipe.likelihood),
-            "penalties": {name: io.describe(given) for name, given in recipe.penalties.items()},
-            "hidden": list(recipe.hidden),
-            "batch_in_decoder": recipe.batch_in_decoder,
-            "options": {name: io.describe(given) for name, given in recipe.options.items()},
-        }
-        write_tensors(folder / "weights.safetensors", self._objective.state_dict(), {})
-        history.to_csv(folder / "history.csv")
-        io.write_json(folder / "model.json", described)
+        features = design.pop("treatment_features")
+        with together(folder, last="model.json") as stage:
+            write_tensors(stage / WEIGHTS, self._objective.state_dict(), {})
+            if features is not None:
+                write_tensors(stage / FEATURES, {"features": torch.tensor(features)}, {})
+            history.to_csv(stage / "history.csv")
+            described = {
+                "format": io.FORMAT,
+                "system": type(self).__name__,
+                "versions": io.versions(),
+                "settings": self.settings,
+                "sizes": self.sizes,
+                "design": design,
+                "priors": {name: io.describe(prior) for name, prior in recipe.priors.items()},
+                "guide": io.describe(recipe.guide),
+                "decoder": io.describe(recipe.decoder),
+                "likelihood": io.describe(recipe.likelihood),
+                "penalties": {
+                    name: io.describe(given) for name, given in recipe.penalties.items()
+                },
+                "hidden": list(recipe.hidden),
+                "batch_in_decoder": recipe.batch_in_decoder,
+                "options": {name: io.describe(given) for name, given in recipe.options.items()},
+                "files": {path.name: io.file_hash(path) for path in stage.glob("*.safetensors")},
+            }
+            io.write_json(stage / "model.json", described)
         return folder
 
     @classmethod
@@ -751,8 +766,9 @@ def load(
         if saved["design"]["schema"].get("treatment_features") is not None:
             saved["design"]["treatment_features"] = read_tensors(folder / FEATURES)[0]["features"]
         made = known[saved["system"]]._from_saved(saved, recipe)
-        weights, _ = read_tensors(folder / "weights.safetensors")
+        weights, _ = read_tensors(folder / WEIGHTS)
         made._objective.load_state_dict(weights)
+        _check_files(folder, saved.get("files", {}))
         made._history = pd.read_csv(
             folder / "history.csv", index_col=0, float_precision="round_trip"
         )
@@ -770,6 +786,19 @@ def load(
         ) from error
     made._objective.to(resolve_device(device)).eval()
     return made
+
+
+def _check_files(folder: Path, hashes: Mapping[str, str]) -> None:
+    if other := [name for name, told in hashes.items() if io.file_hash(folder / name) != told]:
+        raise LoadError(
+            sentence(
+                f"{other[0]} is not the file that this model was saved with",
+                where=str(folder),
+                expected="files of one save()",
+                got="model.json of one and weights of another",
+                hint="save the model again",
+            )
+        )
 
 
 def _keyword_only(function: Callable[..., Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """A model on disk: the same model again, or a sentence that says why not."""
 
+import errno
 import json
 import shutil
 
@@ -13,7 +14,9 @@ from pyro.nn import PyroSample
 from tiny import fit, tiny_adata, tiny_fcr, tiny_schema
 
 import pyro_fcr as pf
-from pyro_fcr.errors import LoadError, NotFittedError
+from pyro_fcr.errors import LoadError, NotFittedError, WriteError
+
+PENALTIES = {"z_x_vs_z_tx": 0.5, "covariate_head": 0.1}
 
 
 class Hill(pf.Prior):
@@ -32,7 +35,7 @@ def adata():
 
 @pytest.fixture(scope="module")
 def saved(adata, tmp_path_factory):
-    fcr = tiny_fcr(adata, penalties={"z_x_vs_z_tx": 0.5, "covariate_head": 0.1})
+    fcr = tiny_fcr(adata, penalties=PENALTIES)
     fit(fcr, max_epochs=3, split=pf.splits.random(adata))
     return fcr, fcr.save(tmp_path_factory.mktemp("saved") / "model")
 
@@ -211,3 +214,25 @@ def test_numpy_numbers_in_the_arguments(adata, tmp_path):
                    penalties={"covariate_head": np.float32(0.5)})  # fmt: skip
     fit(fcr, max_epochs=1, seed=np.int64(1))
     check_equal(fcr, pf.load(fcr.save(tmp_path / "m")), adata)
+
+
+def test_weights_of_another_fit_of_the_same_model_are_refused(folder, adata, tmp_path):
+    other = tiny_fcr(adata, penalties=PENALTIES)
+    fit(other, max_epochs=1, seed=9)
+    shutil.copy(other.save(tmp_path / "o") / "weights.safetensors", folder)
+    with pytest.raises(LoadError, match=r"weights\.safetensors is not the file .* saved with"):
+        pf.load(folder)
+
+
+def test_a_save_that_breaks_off_leaves_the_earlier_model(folder, adata, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = tiny_fcr(adata)
+    fit(other, max_epochs=1, seed=9)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    with pytest.raises(WriteError, match="No space left on device"):
+        other.save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

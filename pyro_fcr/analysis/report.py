@@ -6,7 +6,6 @@ import base64
 import contextlib
 import hashlib
 import io
-import os
 import warnings
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +27,7 @@ from pyro_fcr.analysis.expression import expected_counts
 from pyro_fcr.analysis.leakage import probes
 from pyro_fcr.errors import FCRError
 from pyro_fcr.evaluate import bootstrap_prior, profile, top_de_genes
+from pyro_fcr.files import whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -661,11 +661,6 @@ def _environment() -> Environment:
 
 
 def _write(path: Path, content: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole(path) as partial:
         partial.write_text(content, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path

@@ -29,6 +29,7 @@ from pyro_fcr.benchmark.methods import MissingPackageError, fitted
 from pyro_fcr.benchmark.problem import load
 from pyro_fcr.benchmark.tasks import TASKS
 from pyro_fcr.errors import BenchmarkError, DesignWarning, sentence
+from pyro_fcr.files import whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -177,16 +178,16 @@ def freeze(config: Config, tell: Callable[[str], None] = lambda line: None) -> P
     The file.
     """
     path = config.folder / SPLITS
-    whole = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    known = whole.get(config.name, {})
+    every = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = every.get(config.name, {})
     found = {}
     for job in config.jobs():
         if (name := _split_name(job)) not in found:
             found[name] = load(job.spec["data"], job.spec["seed"]).split.hash
             if known.get(name) != found[name]:
                 tell(f"{config.name}: {name} is now {found[name][:12]}")
-    whole[config.name] = dict(sorted({**known, **found}.items()))
-    _write(path, dict(sorted(whole.items())))
+    every[config.name] = dict(sorted({**known, **found}.items()))
+    _write(path, dict(sorted(every.items())))
     return path
 
 
@@ -381,7 +382,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pyro_fcr.analysis import plots
+from pyro_fcr.files import whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,18 +42,20 @@ def write(config: Config, outcome: Outcome, out: Path) -> list[Path]:
     frames = {"rows": outcome.rows, "jobs": outcome.jobs.drop(columns="trace", errors="ignore")}
     written = []
     for name, frame in frames.items():
-        path = out / f"{name}.csv"
-        frame.to_csv(path, index=False, float_format="%.6g")
-        written.append(path)
+        with whole(out / f"{name}.csv") as partial:
+            frame.to_csv(partial, index=False, float_format="%.6g")
+        written.append(out / f"{name}.csv")
         if find_spec("pyarrow") is not None:
-            frame.to_parquet(out / f"{name}.parquet", index=False)
+            with whole(out / f"{name}.parquet") as partial:
+                frame.to_parquet(partial, index=False)
             written.append(out / f"{name}.parquet")
-    page = out / "table.md"
-    page.write_text(_page(config, outcome), encoding="utf-8")
-    written.append(page)
+    with whole(out / "table.md") as partial:
+        partial.write_text(_page(config, outcome), encoding="utf-8")
+    written.append(out / "table.md")
     if len(outcome.rows):
         figure = _figure(config, outcome.rows)
-        figure.savefig(out / "figure.png", dpi=150)
+        with whole(out / "figure.png") as partial:
+            figure.savefig(partial, dpi=150)
         written.append(out / "figure.png")
     return written
 

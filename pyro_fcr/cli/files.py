@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import shlex
 import sys
-import tempfile
 import time
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -24,9 +20,11 @@ from pyro_fcr._version import __version__
 from pyro_fcr.cli.options import known_device
 from pyro_fcr.datasets.bundled import SHA256
 from pyro_fcr.errors import DesignError, LoadError, sentence
+from pyro_fcr.files import together, whole
+from pyro_fcr.io import file_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from anndata import AnnData
 
@@ -41,7 +39,6 @@ __all__ = [
     "ready_folder",
     "save_run",
     "told_of",
-    "whole_file",
     "write_h5ad",
     "write_text",
 ]
@@ -142,27 +139,16 @@ def ready_file(path: Path) -> None:
     ready_folder(path.parent)
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a name to write to, and move the file into place when it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_text(path: Path, text: str) -> Path:
     """Write a text file whole."""
-    with whole_file(path) as partial:
+    with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return path
 
 
 def write_h5ad(adata: AnnData, path: Path) -> Path:
     """Write an ``.h5ad`` file whole."""
-    with whole_file(path) as partial:
+    with whole(path) as partial:
         adata.write_h5ad(partial)
     return path
 
@@ -204,21 +190,15 @@ def save_run(
             "recipe": split.recipe, "hash": split.hash, "cells": split.counts()
         },
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as folder:
-        whole = Path(folder)
-        model.save(whole)
-        table.to_csv(whole / "split.csv", index=False)
+    with together(out, last="model.json") as stage:
+        model.save(stage)
+        table.to_csv(stage / "split.csv", index=False)
         text = json.dumps(record, indent=1, ensure_ascii=False)
-        (whole / "run.json").write_text(text, encoding="utf-8")
-        for path in sorted(whole.iterdir(), key=lambda path: path.name == "model.json"):
-            os.replace(path, out / path.name)
+        (stage / "run.json").write_text(text, encoding="utf-8")
 
 
 def _data_hash(data: Path | None) -> str:
-    if data is None:
-        return SHA256["kang_ifnb"]
-    with data.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return SHA256["kang_ifnb"] if data is None else file_hash(data)
 
 
 def _versions() -> dict[str, str]:

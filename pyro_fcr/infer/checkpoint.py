@@ -38,7 +38,6 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
         tensors |= {f"{name}.{rank}": value for name, value in state.items()}
     meta = {"epoch": trainer.epoch, "step": trainer.step_count, "history": trainer.rows,
             "best_loss": best.loss, "refused": best.refused, "run": _run(trainer)}  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, tensors, meta)
 
 

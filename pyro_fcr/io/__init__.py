@@ -1,6 +1,14 @@
 """Saving and loading."""
 
-from pyro_fcr.io.saving import FORMAT, describe, read_json, rebuild, versions, write_json
+from pyro_fcr.io.saving import (
+    FORMAT,
+    describe,
+    file_hash,
+    read_json,
+    rebuild,
+    versions,
+    write_json,
+)
 from pyro_fcr.io.streams import cells_file
 from pyro_fcr.io.trees import Tree, tree
 
@@ -9,6 +17,7 @@ __all__ = [
     "Tree",
     "cells_file",
     "describe",
+    "file_hash",
     "read_json",
     "rebuild",
     "tree",

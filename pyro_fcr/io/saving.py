@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,14 @@ import pyro_fcr.likelihoods
 import pyro_fcr.penalties
 import pyro_fcr.priors
 from pyro_fcr.errors import LoadError, sentence
+from pyro_fcr.files import whole
 from pyro_fcr.nn import Part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["FORMAT", "describe", "read_json", "rebuild", "versions", "write_json"]
+__all__ = ["FORMAT", "describe", "file_hash", "read_json", "rebuild", "versions", "write_json"]
 
 FORMAT = 1
 """Version of the folder's layout; a newer one is refused."""
@@ -128,12 +129,17 @@ def rebuild(description: Any, given: Any, *, slot: str) -> Any:
     return made
 
 
+def file_hash(path: Path) -> str:
+    """Return a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON to a file, all of it or none."""
-    partial = path.with_name(path.name + ".partial")
     text = json.dumps(content, indent=1, ensure_ascii=False, default=_plain)
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import warnings
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,6 +13,7 @@ import h5py
 import pandas as pd
 
 from pyro_fcr.errors import DesignError, sentence
+from pyro_fcr.files import whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +58,8 @@ def cells_file(
     ------
     DesignError
         If the path ends in neither.
+    WriteError
+        If the disk is full or the folder cannot be written to.
     """
     path = Path(path)
     if path.suffix not in (".h5ad", ".zarr"):
@@ -66,22 +67,13 @@ def cells_file(
             sentence("an unknown kind of file", where="out=", expected="a path that ends in .h5ad "
                      "or .zarr", got=path.name, hint="rename it")
         )  # fmt: skip
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
+    with whole(path) as partial:
         if path.suffix == ".h5ad":
             with h5py.File(partial, "w") as file:
                 yield _matrices(file, obs, genes, shapes, uns or {})
         else:
             group = import_module("zarr").open_group(str(partial), mode="w")
             yield _matrices(group, obs, genes, shapes, uns or {})
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(partial, path)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
 
 
 def _matrices(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from pyro_fcr.errors import DesignError, sentence
+from pyro_fcr.files import whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -94,6 +93,8 @@ def tree(path: str | Path | None = None) -> Iterator[Tree]:
     ------
     DesignError
         If the path ends otherwise, or zarr is not installed.
+    WriteError
+        If the disk is full or the folder cannot be written to.
     """
     if path is None:
         yield Tree()
@@ -111,12 +112,6 @@ def tree(path: str | Path | None = None) -> Iterator[Tree]:
             sentence("zarr is not installed", where="out=", expected="the package zarr",
                      got="none", hint="pip install 'pyro-fcr[zarr]'")
         ) from None  # fmt: skip
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.zarr")
-    try:
+    with whole(path) as partial:
         yield Tree(partial)
         zarr.consolidate_metadata(str(partial))
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pyro_fcr.errors import LoadError, sentence
+from pyro_fcr.files import whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,17 +26,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
     Parameters
     ----------
     path
-        The file; its folder must exist.
+        The file; its folder is made if need be.
     tensors
         Tensors by name; copied to the CPU.
     meta
         JSON-able; kept in the file's header.
+
+    Raises
+    ------
+    WriteError
+        If the disk is full or the folder cannot be written to.
     """
-    partial = path.with_name(path.name + ".partial")
     # A clone per tensor: the format refuses tensors that share memory.
     cpu = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(cpu, partial, metadata={"json": json.dumps(dict(meta))})
-    os.replace(partial, path)
+    content = save(cpu, metadata={"json": json.dumps(dict(meta))})
+    with whole(path) as partial:
+        partial.write_bytes(content)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

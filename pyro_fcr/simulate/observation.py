@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pyro_fcr.errors import SchemaError, sentence
+from pyro_fcr.files import whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -129,15 +130,18 @@ def collect(parts: Iterable[Any], adata: ad.AnnData, path: str | Path | None = N
             )
         )
     if path.suffix == ".h5ad":
-        adata.write_h5ad(path)
-        with h5py.File(path, "r+") as store:
-            _fill(store, parts, adata.shape)
+        with whole(path) as partial:
+            adata.write_h5ad(partial)
+            with h5py.File(partial, "r+") as store:
+                _fill(store, parts, adata.shape)
         return ad.read_h5ad(path, backed="r")
     import zarr
 
-    store = zarr.open_group(path, mode="w", zarr_format=2)
-    ad.io.write_elem(store, "/", adata)
-    _fill(store, parts, adata.shape)
+    with whole(path) as partial:
+        store = zarr.open_group(partial, mode="w", zarr_format=2)
+        ad.io.write_elem(store, "/", adata)
+        _fill(store, parts, adata.shape)
+    store = zarr.open_group(path, mode="r", zarr_format=2)
     kept = store["X"]
     adata.X = ad.io.sparse_dataset(kept) if isinstance(kept, zarr.Group) else kept
     return adata

@@ -32,6 +32,9 @@ from pyro_fcr.evaluate.certificate import (
 from pyro_fcr.evaluate.clustering import (
     cluster_agreement,
 )
+from pyro_fcr.evaluate.conformal import (
+    conformal_additive,
+)
 from pyro_fcr.evaluate.differential import (
     de_genes,
     de_pr_auc,
@@ -122,6 +125,7 @@ __all__ = [
     "centroid_accuracy",
     "choose_targets",
     "cluster_agreement",
+    "conformal_additive",
     "coverage",
     "dci",
     "de_genes",

@@ -4,7 +4,7 @@ from pyro_fcr.simulate.environments import environments
 from pyro_fcr.simulate.factorised import VARIANTS, factorised
 from pyro_fcr.simulate.semisynthetic import from_data
 from pyro_fcr.simulate.sparse import sparse_shifts
-from pyro_fcr.simulate.truth import counterfactual_truth, expected_counts
+from pyro_fcr.simulate.truth import counterfactual_truth, expected_counts, true_changes
 
 __all__ = [
     "VARIANTS",
@@ -14,4 +14,5 @@ __all__ = [
     "factorised",
     "from_data",
     "sparse_shifts",
+    "true_changes",
 ]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.floating[Any]]
 
-__all__ = ["counterfactual_truth", "expected_counts"]
+__all__ = ["counterfactual_truth", "expected_counts", "true_changes"]
 
 
 def expected_counts(adata: ad.AnnData) -> Floats:
@@ -100,6 +100,65 @@ def counterfactual_truth(
         z["z_tx"] = draw_block(prior["z_tx"], t_n, x_n, rng, correlation)
         total += _mean(z, adata, simulation)
     return total / draws
+
+
+def true_changes(adata: ad.AnnData, *, cells: int = 2000, seed: int = 0) -> Floats:
+    """Compute the true log2 fold change of every gene's share of the counts in every condition.
+
+    Of a condition's cells against the control cells of the same covariate: what z_x loses or
+    gains by "selection" counts as well. The same noise serves all conditions, so where the
+    treatment changes nothing the change is exactly zero.
+
+    Parameters
+    ----------
+    adata
+        A simulation of `factorised` or `from_data` with counts and without batches.
+    cells
+        Monte-Carlo cells per condition.
+    seed
+        Seed of their latents.
+
+    Returns
+    -------
+    change
+        (treatments without the control, covariates, genes), in the order of
+        ``uns["simulation"]``.
+
+    Raises
+    ------
+    SchemaError
+        The AnnData is no such simulation.
+    """
+    simulation = _simulation(adata)
+    counted = (
+        simulation["observation"] != "gaussian" and "batch_offset" not in simulation["mixing"]
+    )
+    if not counted:
+        raise SchemaError(
+            sentence(
+                "no fold changes in this simulation",
+                where="adata",
+                expected="counts, and no batches",
+                got="values that are no counts, or several batches",
+                hint="use counterfactual_truth",
+            )
+        )
+    prior = simulation["prior"]
+    n_t, n_x = len(simulation["treatments"]), len(simulation["covariates"])
+    beside = adata.obsm["background"].shape[1] if "background" in adata.obsm else 0
+    share = np.empty((n_t, n_x, adata.n_vars))
+    for t in range(n_t):
+        for x in range(n_x):
+            rng = np.random.default_rng(seed)
+            where = np.full(cells, t), np.full(cells, x), rng
+            correlation = {"z_tx": float(simulation["correlation"])}
+            z = [draw_block(prior[k], *where, correlation.get(k, 0.0)) for k in BLOCKS]
+            z_nd = np.concatenate([*z, rng.standard_normal((cells, beside))], axis=1)
+            observation = simulation["observation"]
+            share[t, x] = decode(
+                z_nd, np.ones(cells), None, simulation["mixing"], observation
+            ).mean(0)
+    return np.log2(share[1:] / share[:1])
 
 
 def _mean(z: Mapping[str, Floats], adata: ad.AnnData, simulation: Mapping[str, Any]) -> Floats:

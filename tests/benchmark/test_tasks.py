@@ -13,7 +13,8 @@ from pyro_fcr.benchmark.table import shares
 from pyro_fcr.benchmark.tasks.calibration import Calibration
 from pyro_fcr.benchmark.tasks.prediction import CEILING, REPLICATE, Prediction, _Scene
 from pyro_fcr.benchmark.tasks.reading import Clustering, Factors, Independence
-from pyro_fcr.benchmark.tasks.recovery import Recovery
+from pyro_fcr.benchmark.tasks.recovery import Recovery, _called
+from pyro_fcr.benchmark.tasks.restarts import Restarts
 from pyro_fcr.benchmark.tasks.targets import Targets
 from pyro_fcr.errors import SchemaError
 
@@ -295,6 +296,65 @@ def test_shares_by_hand():
     assert found["mean", "d", "m"] == pytest.approx((0.8 + 1.0) / 2)
     assert found["worst", "d", "m"] == pytest.approx(0.8)
     assert found["worst", "d", "ceiling"] == 1
+
+
+def test_restarts_are_fitted_anew_and_compared_in_pairs(problem):
+    class Blurred(Knowing):
+        def __init__(self, adata, seed):
+            super().__init__(adata)
+            self.seed = seed
+
+        def latents(self, adata=None):
+            # z_x is found each time in another order and sign, z_tx is noise.
+            found = super().latents(adata)
+            rng = np.random.default_rng(self.seed)
+            found["z_x"] = found["z_x"].iloc[:, rng.permutation(3)] * rng.choice([-1, 1], 3)
+            noise = rng.standard_normal(found["z_tx"].shape)
+            return found | {"z_tx": pd.DataFrame(noise)}
+
+    seeds = []
+
+    def fit(seed):
+        seeds.append(seed)
+        return Blurred(problem.adata, seed)
+
+    rows = pd.DataFrame(Restarts(fits=4).run(problem, fit, seed=3))
+    assert seeds[0] == 3
+    assert len(set(seeds)) == 4
+    mean = rows.groupby("block")[["MCC", "R2"]].mean()
+    assert len(rows) == 3 * 6
+    assert mean.loc["z_x", "MCC"] == pytest.approx(1)
+    assert mean.loc["z_x", "R2"] > 0.95
+    assert mean.loc["z_tx", "R2"] < 0.1
+    noise = pd.DataFrame(Restarts(fits=4).references(problem, seed=3))
+    assert noise["MCC"].mean() == pytest.approx(mean.loc["z_tx", "MCC"], abs=0.05)
+
+
+def test_called_interactions_are_compared_with_the_true_ones():
+    adata = pf.simulate.factorised(n_per_condition=5, n_genes=30, seed=2)
+    change = pf.simulate.true_changes(adata, cells=200)
+    true = np.abs(change - change.mean(1, keepdims=True)) > 0.25
+
+    class Effects:
+        genes = tuple(adata.var_names)
+
+        def interaction_genes(self, *, least):
+            assert least == 0.25
+            t, x, g = (index.ravel() for index in np.indices(true.shape))
+            return pd.DataFrame(
+                {"treatment": [f"t{i + 1}" for i in t], "covariate": [f"x{i + 1}" for i in x],
+                 "gene": np.array(self.genes)[g], "selected": self.chosen[t, x, g]}
+            )  # fmt: skip
+
+    def called(chosen):
+        effects = Effects()
+        effects.chosen = chosen
+        return _called(effects, change, adata.uns["simulation"])
+
+    assert called(true) == {"interactions": true.sum(), "false interactions": 0}
+    assert called(~true)["false interactions"] == 1
+    assert called(np.ones_like(true))["false interactions"] == pytest.approx(1 - true.mean())
+    assert called(np.zeros_like(true)) == {"interactions": 0, "false interactions": 0}
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pyro_fcr.benchmark.tasks.integration import Integration
 from pyro_fcr.benchmark.tasks.prediction import Prediction
 from pyro_fcr.benchmark.tasks.reading import Clustering, Factors, Independence
 from pyro_fcr.benchmark.tasks.recovery import Recovery
+from pyro_fcr.benchmark.tasks.restarts import Restarts
 from pyro_fcr.benchmark.tasks.targets import Targets
 
 __all__ = ["TASKS", "Task"]
@@ -18,6 +19,7 @@ TASKS: dict[str, type[Task]] = {
     "integration": Integration,
     "prediction": Prediction,
     "recovery": Recovery,
+    "restarts": Restarts,
     "targets": Targets,
 }
 """Every task."""

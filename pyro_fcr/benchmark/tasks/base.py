@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pyro_fcr.errors import BenchmarkError, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pyro_fcr.benchmark.problem import Problem
 
@@ -23,6 +23,20 @@ class Task(ABC):
 
     quick_options: ClassVar[Mapping[str, Any]] = {}
     """Options that make the judgement quick."""
+
+    def run(self, problem: Problem, fit: Callable[[int], Any], *, seed: int) -> Rows:
+        """Fit a method once and judge it; a task of several fits has a way of its own.
+
+        Parameters
+        ----------
+        problem
+            Data and split.
+        fit
+            Fits the method under a seed.
+        seed
+            Of the job.
+        """
+        return self.judge(problem, fit(seed), seed=seed)
 
     @abstractmethod
     def judge(self, problem: Problem, model: Any, *, seed: int) -> Rows:

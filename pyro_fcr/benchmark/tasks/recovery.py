@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_fcr import evaluate
+from pyro_fcr import evaluate, simulate
 from pyro_fcr.benchmark.tasks.base import Task
 from pyro_fcr.errors import DesignError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
     from pyro_fcr.benchmark.problem import Problem
@@ -22,6 +24,9 @@ __all__ = ["Recovery"]
 MIN_CELLS = 4
 """Test cells of a condition that is scored, at least."""
 
+LEAST = 0.25
+"""Interactions up to this size, in log2 units, count as none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery(Task):
@@ -30,16 +35,22 @@ class Recovery(Task):
     Columns: ``R2 z`` (kernel ridge from a block to the true one of its name), ``pooled R2 z`` and
     ``label R2 z`` (the same not within condition, and from the label alone), ``MCC z`` and
     ``MCC-nl z``, ``leakage`` (the largest R2 between different blocks) with ``leaks`` (which), and
-    ``flagged`` (1 where the certificate does not say "identified") with its ``verdict``.
+    ``flagged`` (1 where the certificate does not say "identified") with its ``verdict`` and
+    ``reason``. With ``interactions`` also ``interactions`` (number of interactions of a gene with
+    a condition that the effects select at a false discovery rate of .05) and ``false
+    interactions`` (the share of them whose true size is not above the least that counts).
 
     Parameters
     ----------
+    interactions
+        Whether to estimate effects; the data must be a simulation of counts.
     max_cells
         See :func:`~pyro_fcr.evaluate.recovery`.
     epochs
         At most, for the supervised network that is the ceiling.
     """
 
+    interactions: bool = False
     max_cells: int = 1500
     epochs: int = 200
 
@@ -50,13 +61,16 @@ class Recovery(Task):
         held = problem.adata[_scored(problem)].copy()
         found = {name: frame.to_numpy() for name, frame in model.latents(held).items()}
         row = _wide(self._scores(problem, found, seed))
+        if self.interactions:
+            train = problem.adata[problem.mask("train")].copy()
+            row |= _called(model.effects(train, seed=seed), simulate.true_changes(problem.adata),
+                           problem.adata.uns["simulation"])  # fmt: skip
         try:
             certificate = model.certificate()
         except (AttributeError, DesignError):
             return [row]
-        return [
-            {**row, "verdict": certificate.verdict, "flagged": float(not certificate.identified)}
-        ]
+        told = {"verdict": certificate.verdict, "reason": certificate.reason}
+        return [{**row, **told, "flagged": float(not certificate.identified)}]
 
     def references(self, problem: Problem, *, seed: int) -> Rows:
         """Score a supervised network (ceiling), noise, the label alone and PCA."""
@@ -96,6 +110,23 @@ def _scored(problem: Problem) -> np.ndarray:
 
 def _truth(problem: Problem) -> dict[str, np.ndarray]:
     return {k: np.asarray(z) for k, z in problem.adata.obsm.items() if k.startswith("z")}
+
+
+def _called(effects: Any, change: np.ndarray, truth: Mapping[str, Any]) -> dict[str, float]:
+    """Count the interactions that are called, and the share that is none."""
+    specific = np.abs(change - change.mean(1, keepdims=True))
+    table = effects.interaction_genes(least=LEAST)
+    chosen = table[table["selected"]]
+    t, x = (
+        [list(truth[axis]).index(name) for name in chosen[column]]
+        for axis, column in (("treatments", "treatment"), ("covariates", "covariate"))
+    )
+    g = [effects.genes.index(name) for name in chosen["gene"]]
+    false = specific[np.array(t, int) - 1, x, g] <= LEAST
+    return {
+        "interactions": float(len(chosen)),
+        "false interactions": float(false.mean()) if len(chosen) else 0.0,
+    }
 
 
 def _wide(scores: pd.DataFrame) -> dict[str, Any]:

@@ -30,9 +30,7 @@ def factors(latents: dict[str, pd.DataFrame], obs: pd.DataFrame) -> Figure:
     with plots.house_style():
         figure = Figure(figsize=(8.6, 4.8), layout="constrained")
         grid = figure.subplots(2, len(latents) + 1, width_ratios=[1.0] * len(latents) + [0.55])
-        plots.overview(
-            latents, obs, treatment="condition", covariate="cell_type", axes=grid[:, :-1].T
-        )
+        plots.overview(latents, obs, color=["condition", "cell_type"], axes=grid[:, :-1].T)
         for ax, column in zip(grid[:, -1], ("condition", "cell_type"), strict=True):
             ax.set_axis_off()
             # The palette goes over the labels in sorted order, as in the panels.

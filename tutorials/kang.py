@@ -124,7 +124,7 @@ z = fcr.latents(adata)
 z["z_t"].head(3)
 
 # %%
-plots.overview(z, adata.obs, treatment="condition", covariate="cell_type")[0, 0].figure
+plots.overview(z, adata.obs, color=["condition", "cell_type"])[0, 0].figure
 
 # %% [markdown]
 # Left: coloured by condition. Right: by cell type. In `z_x` the two conditions lie on one another

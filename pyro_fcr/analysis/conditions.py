@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pyro_fcr.data import Design
 
-__all__ = ["condition_cells", "condition_labels"]
+__all__ = ["condition_cells", "condition_labels", "role_labels"]
 
 
 def condition_cells(design: Design, *, repeats: int = 1) -> Cells:
@@ -78,3 +78,28 @@ def condition_labels(cells: Cells) -> tuple[NDArray[np.object_], NDArray[np.obje
     covariates = np.asarray([*joint, ""], dtype=object)
     # A code of -1 reads the empty label at the end.
     return treatments[cells.treatment_id], covariates[cells.covariate_id]
+
+
+def role_labels(cells: Cells) -> dict[str, NDArray[np.object_]]:
+    """Name each cell's group by what the schema tells of it.
+
+    Parameters
+    ----------
+    cells
+        N cells.
+
+    Returns
+    -------
+    dict
+        Under ``"treatment"``, ``"covariates"`` (jointly) and ``"batch"``, as far as the schema
+        names them, labels of shape (N,); that of an unknown group is empty.
+    """
+    design, schema = cells.design, cells.design.schema
+    treatment, covariates = condition_labels(cells)
+    batch = np.asarray([*design.batches, ""], dtype=object)[cells.batch_id]
+    told = {
+        "treatment": (schema.treatment, treatment),
+        "covariates": (design.covariates, covariates),
+        "batch": (schema.batch not in (None, *design.covariates), batch),
+    }
+    return {role: labels for role, (there, labels) in told.items() if there}

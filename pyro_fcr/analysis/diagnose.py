@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 
-from pyro_fcr.analysis.conditions import condition_labels
+from pyro_fcr.analysis.conditions import role_labels
 from pyro_fcr.analysis.diagnostics import (
     K_HAT_BAD,
     block_use,
@@ -245,8 +245,7 @@ def _separation(fitted: Diagnosed, cells: Cells, seed: int) -> Iterator[Finding]
         else:
             yield Finding("blocks apart", "fine", words)
     parents = {b.name: fitted.design.roles(b.parents) for b in fitted.declaration.blocks}
-    treatment, covariate = condition_labels(cells)
-    for row in probes(means, treatment, covariate, parents=parents, seed=seed).itertuples():
+    for row in probes(means, role_labels(cells), parents=parents, seed=seed).itertuples():
         if row.expected != "chance":
             continue
         words = (

@@ -59,22 +59,22 @@ def block_leakage(means: Mapping[str, np.ndarray], condition: np.ndarray) -> dic
 
 def probes(
     latents: Mapping[str, np.ndarray],
-    treatment: NDArray[Any],
-    covariate: NDArray[Any],
+    labels: Mapping[str, NDArray[Any]],
     *,
     parents: Mapping[str, frozenset[str]] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Ask fresh classifiers what each block gives away of the treatment and of the covariates.
+    """Ask fresh classifiers what each block gives away of every label, the others held fixed.
 
     Parameters
     ----------
     latents
         Posterior means (N, d) by block.
-    treatment, covariate
-        Labels (N,).
+    labels
+        By role (``"treatment"``, ``"covariates"``, ``"batch"``), labels (N,), as
+        :func:`pyro_fcr.analysis.conditions.role_labels` gives them. Empty ones are unknown.
     parents
-        What each block depends on by its prior; a block should give away nothing else.
+        The roles each block depends on by its prior; a block should give away nothing else.
     seed
         Governs which cells are asked about and the folds.
 
@@ -88,18 +88,19 @@ def probes(
         cells, a second classifier too, and takes its time.
     """
     rng = np.random.default_rng(seed)
-    asked = {
-        "treatment, same covariate": ("treatment", treatment, covariate),
-        "covariate, same treatment": ("covariates", covariate, treatment),
-    }
+    asked = {role: values for role, values in labels.items() if len(set(values) - {""}) > 1}
     rows = []
-    for question, (cause, labels, strata) in asked.items():
-        common = _common(labels, PROBED_LABELS) & _common(strata, PROBED_STRATA)
+    for role, values in asked.items():
+        others = {name: other for name, other in asked.items() if name != role}
+        same = " and ".join(name.removesuffix("s") for name in others)
+        question = role.removesuffix("s") + (f", same {same}" if same else "")
+        strata = _joined(others, len(values))
+        common = _common(values, PROBED_LABELS) & _common(strata, PROBED_STRATA) & (values != "")
         chosen = np.sort(rng.permutation(np.flatnonzero(common))[:PROBED_CELLS])
         for block, z in latents.items():
-            found = _readability(z[chosen], labels[chosen], strata[chosen], seed=seed)
+            found = _readability(z[chosen], values[chosen], strata[chosen], seed=seed)
             if found is not None:
-                told = parents is not None and cause in parents.get(block, frozenset())
+                told = parents is not None and role in parents.get(block, frozenset())
                 expected = "above" if told else "chance"
                 rows.append({"block": block, "question": question, **found, "expected": expected})
     return pd.DataFrame(rows)
@@ -142,6 +143,12 @@ def _readability(
         "low": max(0.0, score - half),
         "high": min(1.0, score + half),
     }
+
+
+def _joined(labels: Mapping[str, NDArray[Any]], n: int) -> NDArray[Any]:
+    if not labels:
+        return np.full(n, "all", dtype=object)
+    return np.asarray([" | ".join(parts) for parts in zip(*labels.values(), strict=True)], object)
 
 
 def _common(labels: NDArray[Any], most: int) -> NDArray[np.bool_]:

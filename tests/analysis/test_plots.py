@@ -71,13 +71,11 @@ def test_overview_has_a_row_per_block_and_two_colourings() -> None:
     obs = pd.DataFrame(
         {"drug": ["a", "b"] * 30, "line": ["x"] * 60, "donor": ["1", "2", "3"] * 20}
     )
-    axes = plots.overview(
-        {"z_x": frame(), "z_t": frame(d=1)}, obs, treatment="drug", covariate=["line", "donor"]
-    )
+    axes = plots.overview({"z_x": frame(), "z_t": frame(d=1)}, obs, color=["drug", "donor"])
     assert axes.shape == (2, 2)
-    assert axes[1, 1].get_title(loc="left").endswith("by line | donor")
+    assert axes[1, 1].get_title(loc="left").endswith("by donor")
     legends = [a.get_legend() for a in axes[0, 0].figure.axes if a.get_legend()]
-    assert [t.get_text() for t in legends[1].get_texts()] == ["x | 1", "x | 2", "x | 3"]
+    assert [t.get_text() for t in legends[1].get_texts()] == ["1", "2", "3"]
 
 
 def test_history_groups_the_terms_and_dashes_the_held_out() -> None:

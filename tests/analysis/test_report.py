@@ -15,6 +15,8 @@ from tiny import fit, tiny_adata, tiny_fcr, tiny_schema
 
 import pyro_fcr as pf
 from pyro_fcr.analysis import leakage, report
+from pyro_fcr.analysis.report import effects as effects_of_page
+from pyro_fcr.analysis.report import write as writing
 
 HOSTILE = "<script>alert('$x$')</script>"
 
@@ -138,7 +140,7 @@ def test_findings_carry_their_state_as_a_word(page) -> None:
 
 
 def test_too_many_conditions_are_left_to_the_verb(model, adata, split, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "EFFECT_VALUES", 100)
+    monkeypatch.setattr(effects_of_page, "EFFECT_VALUES", 100)
     text = report.write_report(model, tmp_path / "r.html", adata, split).read_text()
     assert "too many conditions for a page" in text
     assert "Interaction by condition" not in text
@@ -179,7 +181,11 @@ def test_probes_read_what_is_there_and_nothing_else() -> None:
     # Equal means, unequal spread: a linear classifier would see nothing.
     z_t = rng.normal(size=(400, 2)) * np.where(treatment == "b", 4.0, 1.0)[:, None]
     parents = {"z_x": frozenset({"covariates"}), "z_t": frozenset({"treatment"})}
-    table = leakage.probes({"z_x": z_x, "z_t": z_t}, treatment, covariate, parents=parents)
+    table = leakage.probes(
+        {"z_x": z_x, "z_t": z_t},
+        {"treatment": treatment, "covariates": covariate},
+        parents=parents,
+    )
     found = table.set_index(["block", "question"])
     of_t, of_x = "treatment, same covariate", "covariate, same treatment"
     assert found.loc[("z_t", of_t), "score"] > 0.8
@@ -193,7 +199,8 @@ def test_probes_read_what_is_there_and_nothing_else() -> None:
 
 def test_probes_of_one_label_ask_nothing() -> None:
     z = np.zeros((20, 1))
-    assert leakage.probes({"z": z}, np.array(["a"] * 20), np.array(["x"] * 20)).empty
+    same = np.array(["a"] * 20)
+    assert leakage.probes({"z": z}, {"treatment": same, "covariates": same}).empty
 
 
 def test_interaction_strength_by_hand() -> None:
@@ -210,7 +217,7 @@ def test_interaction_strength_by_hand() -> None:
 
 
 def test_more_cells_than_are_shown_are_sampled(model, adata, split, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(report, "MAX_CELLS", 100)
+    monkeypatch.setattr(writing, "MAX_CELLS", 100)
     text = report.write_report(model, tmp_path / "r.html", adata, split).read_text()
     assert f"100 of {adata.n_obs} cells" in text
 

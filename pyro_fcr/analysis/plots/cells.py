@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal, Stroke
 
 from pyro_fcr.analysis.plots.style import (
     GREY,
     PALETTE,
     WIDTH,
     colours_of,
+    finish,
     house_style,
     legend_of,
     own_axes,
@@ -26,9 +28,12 @@ from pyro_fcr.errors import DesignError, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike, NDArray
+
+    from pyro_fcr.analysis.plots.style import Palette
 
 __all__ = ["latents", "overview", "principal_axes"]
 
@@ -68,9 +73,14 @@ def latents(
     *,
     title: str | None = None,
     ax: Axes | None = None,
-    legend: bool = True,
+    legend_loc: Literal["right margin", "on data"] | None = "right margin",
     order: Sequence[str] | None = None,
+    palette: Palette = None,
+    cmap: str = "cividis",
+    size: float | None = None,
     basis: Literal["pca", "umap"] = "pca",
+    show: bool = False,
+    save: str | Path | None = None,
 ) -> Axes:
     """Draw one block's cells on its first two principal components, or on a UMAP of it.
 
@@ -84,13 +94,24 @@ def latents(
         What to write above.
     ax
         Where to draw; a new figure by default.
-    legend
-        Whether to name the colours.
+    legend_loc
+        Where to name the colours: beside the axes, on the middle of each label's cells, nowhere.
     order
-        The labels in the order of the palette; sorted by default.
+        The labels in the order of the palette; by default that of a categorical's categories,
+        else sorted.
+    palette
+        Colours by label, or in the order of the labels; safe to the colour-blind by default.
+    cmap
+        The colour map of numbers.
+    size
+        Area of a dot in square points; by default smaller where cells are many.
     basis
         ``"pca"`` keeps distances and spreads; ``"umap"`` (needs umap-learn) shows neighbours,
         and its distances mean nothing.
+    show
+        Whether to show the figure now, in a notebook or a window.
+    save
+        A file to write the figure to; its ending says the format.
 
     Returns
     -------
@@ -104,41 +125,45 @@ def latents(
     with house_style():
         ax = own_axes(ax, height=3.6)
         xy = principal_axes(frame) if basis == "pca" else _umap(frame)
-        size = float(np.clip(6000 / max(len(xy), 1), 1.5, 14))
+        area = float(np.clip(6000 / max(len(xy), 1), 1.5, 14)) if size is None else size
         # Cells of one label must not all lie on top of another's.
         shuffled = np.random.default_rng(0).permutation(len(xy))
         x, y = xy[shuffled].T
-        dots: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.75, "rasterized": True}
+        dots: dict[str, Any] = {"s": area, "linewidths": 0, "alpha": 0.75, "rasterized": True}
         if color is None:
             ax.scatter(x, y, color=PALETTE[0], **dots)
         elif _is_number(color):
             values = np.asarray(color, dtype=float)[shuffled]
-            drawn = ax.scatter(x, y, c=values, cmap="cividis", **dots)
-            if legend and ax.figure is not None:
+            drawn = ax.scatter(x, y, c=values, cmap=cmap, **dots)
+            if legend_loc is not None and ax.figure is not None:
                 ax.figure.colorbar(
                     drawn, ax=ax, label=plain(str(getattr(color, "name", "") or ""))
                 )
         else:
             labels = np.asarray(color).astype(str)
-            colours = colours_of(labels, order)
+            colours = colours_of(labels, order or _categories(color), palette)
             points = [colours.get(label, GREY) for label in labels[shuffled]]
             ax.scatter(x, y, c=points, **dots)
-            if legend:
+            if legend_loc == "on data":
+                _name_middles(ax, xy, labels, colours)
+            elif legend_loc is not None:
                 legend_of(ax, colours, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         axis = "PC" if basis == "pca" else "UMAP"
         ax.set(xlabel=f"{axis} 1", ylabel=f"{axis} 2", xticks=[], yticks=[], title=title or "")
-    return ax
+    return finish(ax, show=show, save=save)
 
 
 def overview(
     latents_by_block: Mapping[str, pd.DataFrame],
     obs: pd.DataFrame,
     *,
-    treatment: str,
-    covariate: str | Sequence[str],
+    color: str | Sequence[str],
+    palette: Palette = None,
     axes: NDArray[np.object_] | None = None,
+    show: bool = False,
+    save: str | Path | None = None,
 ) -> NDArray[np.object_]:
-    """Draw every block twice, coloured by treatment and by covariate.
+    """Draw every block once for each of some labels: what it tells apart and what lies mixed.
 
     Parameters
     ----------
@@ -146,37 +171,69 @@ def overview(
         What ``model.latents(adata)`` returns.
     obs
         The same cells' labels.
-    treatment, covariate
-        Columns of ``obs``; several covariates are joined.
+    color
+        Columns of ``obs``, such as ``["treatment", "cell_type"]``: a column of pictures each.
+    palette
+        Colours by label, or in the order of the labels; safe to the colour-blind by default.
     axes
-        Shape (blocks, 2); a new figure by default.
+        Shape (blocks, colourings); a new figure with its legends by default.
+    show
+        Whether to show the figure now, in a notebook or a window.
+    save
+        A file to write the figure to; its ending says the format.
 
     Returns
     -------
-    numpy.ndarray of Axes, shape (blocks, 2)
+    numpy.ndarray of Axes, shape (blocks, colourings)
     """
-    names = [covariate] if isinstance(covariate, str) else list(covariate)
-    joined = obs[names].astype(str).agg(" | ".join, axis=1).to_numpy()
-    colourings = {treatment: obs[treatment].astype(str).to_numpy(), " | ".join(names): joined}
+    names = [color] if isinstance(color, str) else list(color)
     blocks = list(latents_by_block)
     with house_style():
         if axes is None:
-            shown = max(len(colours_of(labels, None)) for labels in colourings.values())
-            key = 0.17 * (shown + 1) + 0.15
+            key = max(_key_height(colours_of(_text(obs[n]), None, palette)) for n in names)
             figure = Figure(figsize=(WIDTH, 2.1 * len(blocks) + key), layout="constrained")
             ratios = [2.1] * len(blocks) + [key]
-            grid = figure.subplots(len(blocks) + 1, 2, height_ratios=ratios, squeeze=False)
+            grid = figure.subplots(len(blocks) + 1, len(names), height_ratios=ratios,
+                                   squeeze=False)  # fmt: skip
             axes = grid[:-1]
-            for ax, (name, labels) in zip(grid[-1], colourings.items(), strict=True):
+            for ax, name in zip(grid[-1], names, strict=True):
                 ax.set_axis_off()
-                legend_of(
-                    ax, colours_of(labels, None), labels, title=short(name), loc="upper center"
-                )
+                colours = colours_of(_text(obs[name]), _categories(obs[name]), palette)
+                legend_of(ax, colours, _text(obs[name]), title=short(name), loc="upper center")
         for row, block in zip(axes, blocks, strict=True):
-            for ax, (name, labels) in zip(row, colourings.items(), strict=True):
+            for ax, name in zip(row, names, strict=True):
+                values = obs[name]
+                kept = values if isinstance(values.dtype, pd.CategoricalDtype) else _text(values)
                 title = f"{symbol(block)} by {short(name)}"
-                latents(latents_by_block[block], labels, title=title, ax=ax, legend=False)
-    return axes
+                latents(latents_by_block[block], kept, title=title, ax=ax, palette=palette,
+                        legend_loc=None)  # fmt: skip
+    return finish(axes, show=show, save=save)
+
+
+def _text(values: pd.Series) -> NDArray[Any]:
+    return values.astype(str).to_numpy()
+
+
+def _key_height(colours: Mapping[str, str]) -> float:
+    return 0.17 * (len(colours) + 2) + 0.15
+
+
+def _categories(color: Any) -> list[str] | None:
+    """Return the categories that occur, in their order, as scanpy colours them."""
+    dtype = getattr(color, "dtype", None)
+    if not isinstance(dtype, pd.CategoricalDtype):
+        return None
+    there = set(np.asarray(color).astype(str))
+    return [str(name) for name in dtype.categories if str(name) in there]
+
+
+def _name_middles(
+    ax: Axes, xy: NDArray[Any], labels: NDArray[Any], colours: Mapping[str, str]
+) -> None:
+    for name in colours:
+        x, y = np.median(xy[labels == name], axis=0)
+        ax.text(x, y, short(name), ha="center", va="center", fontsize=8.5, fontweight="bold",
+                path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()])  # fmt: skip
 
 
 def _umap(frame: ArrayLike) -> NDArray[np.float64]:

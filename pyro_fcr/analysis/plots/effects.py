@@ -8,14 +8,25 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyro_fcr.analysis.plots.style import GREY, PALETTE, WIDTH, house_style, own_axes, short
+from pyro_fcr.analysis.plots.style import (
+    GREY,
+    WIDTH,
+    colours_of,
+    finish,
+    house_style,
+    own_axes,
+    short,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import pandas as pd
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
+
+    from pyro_fcr.analysis.plots.style import Palette
 
 __all__ = ["dose_response", "intervals"]
 
@@ -29,6 +40,9 @@ def intervals(
     title: str | None = None,
     label: str = "log2 fold change",
     ax: Axes | None = None,
+    palette: Palette = None,
+    show: bool = False,
+    save: str | Path | None = None,
 ) -> Axes:
     """Draw estimates with their intervals, gene by gene, several groups beside one another.
 
@@ -45,6 +59,12 @@ def intervals(
         What the numbers are.
     ax
         Where to draw; a new figure by default.
+    palette
+        Colours by group, or in their order; safe to the colour-blind by default.
+    show
+        Whether to show the figure now, in a notebook or a window.
+    save
+        A file to write the figure to; its ending says the format.
 
     Returns
     -------
@@ -55,21 +75,29 @@ def intervals(
     with house_style():
         ax = own_axes(ax, height=0.8 + len(genes) * max(0.2, 0.13 * len(tables)))
         ax.axvline(0, color=GREY, lw=0.8, zorder=0)
-        for step, colour, (name, table) in zip(steps, PALETTE, tables.items(), strict=False):
+        names = [str(name) for name in tables]
+        colours = colours_of(np.asarray(names), names, palette)
+        for step, name, table in zip(steps, names, tables.values(), strict=True):
             rows = table.loc[list(genes)]
             middle = rows["lfc"].to_numpy()
             reach = np.abs(rows[["low", "high"]].to_numpy() - middle[:, None]).T
-            ax.errorbar(middle, places + step, xerr=reach, fmt="o", ms=3.5, lw=1.4, color=colour,
-                        label=short(str(name)))  # fmt: skip
+            ax.errorbar(middle, places + step, xerr=reach, fmt="o", ms=3.5, lw=1.4,
+                        label=short(name), color=colours.get(name, GREY))  # fmt: skip
         ax.set_yticks(places, [short(str(gene)) for gene in genes])
         ax.set(ylim=(len(genes) - 0.4, -0.6), xlabel=label, title=title or "")
         if len(tables) > 1:
             ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(tables), 3))
-    return ax
+    return finish(ax, show=show, save=save)
 
 
 def dose_response(
-    table: pd.DataFrame, genes: Sequence[str] | None = None, *, measured: Sequence[float] = ()
+    table: pd.DataFrame,
+    genes: Sequence[str] | None = None,
+    *,
+    measured: Sequence[float] = (),
+    palette: Palette = None,
+    show: bool = False,
+    save: str | Path | None = None,
 ) -> NDArray[np.object_]:
     """Draw log fold changes over doses with their bands, one panel per gene.
 
@@ -82,13 +110,20 @@ def dose_response(
         The genes to draw; the first six of the table by default.
     measured
         Doses that the data hold, marked at the bottom: what lies between them is interpolated.
+    palette
+        Colours by group, or in their order; safe to the colour-blind by default.
+    show
+        Whether to show the figure now, in a notebook or a window.
+    save
+        A file to write the figure to; its ending says the format.
 
     Returns
     -------
     numpy.ndarray of Axes
     """
     chosen = list(dict.fromkeys(table["gene"]))[:6] if genes is None else list(genes)
-    groups = list(dict.fromkeys(table["covariate"]))
+    groups = [str(group) for group in dict.fromkeys(table["covariate"])]
+    colours = colours_of(np.asarray(groups), groups, palette)
     doses = np.sort(table["dose"].unique())
     positive = doses[doses > 0]
     wide = len(positive) > 1 and positive[-1] > 20 * positive[0]
@@ -103,13 +138,15 @@ def dose_response(
         for place, (ax, gene) in enumerate(zip(axes, chosen, strict=False)):
             ax.axhline(0, color=GREY, lw=0.8, zorder=0)
             for i, group in enumerate(groups):
-                rows_of = table[(table["gene"] == gene) & (table["covariate"] == group)]
+                rows_of = table[
+                    (table["gene"] == gene) & (table["covariate"].astype(str) == group)
+                ]
                 rows_of = rows_of.sort_values("dose")
-                colour, dash = PALETTE[i % len(PALETTE)], _DASHES[i % len(_DASHES)]
+                colour, dash = colours.get(group, GREY), _DASHES[i % len(_DASHES)]
                 ax.fill_between(rows_of["dose"], rows_of["low"], rows_of["high"], color=colour,
                                 alpha=0.18, lw=0)  # fmt: skip
                 ax.plot(rows_of["dose"], rows_of["lfc"], color=colour, ls=dash, lw=1.5,
-                        label=short(str(group)))  # fmt: skip
+                        label=short(group))  # fmt: skip
             if wide:
                 scale = {"linthresh": positive[0]} if doses[0] <= 0 else {}
                 ax.set_xscale("symlog" if scale else "log", **scale)
@@ -126,4 +163,4 @@ def dose_response(
         if len(groups) > 1:
             handles, names = axes[0].get_legend_handles_labels()
             figure.legend(handles, names, loc="outside upper center", ncols=min(3, len(groups)))
-    return axes[: len(chosen)]
+    return finish(axes[: len(chosen)], show=show, save=save)

@@ -6,10 +6,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyro_fcr.analysis.plots.style import heat, house_style, own_axes, short, symbol, wrapped
+from pyro_fcr.analysis.plots.style import (
+    finish,
+    heat,
+    house_style,
+    own_axes,
+    short,
+    symbol,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     import pandas as pd
     from matplotlib.axes import Axes
@@ -17,7 +26,15 @@ if TYPE_CHECKING:
 __all__ = ["interaction", "leakage", "leakage_matrix", "masks"]
 
 
-def leakage(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+def leakage(
+    table: pd.DataFrame,
+    *,
+    title: str | None = None,
+    ax: Axes | None = None,
+    cmap: str = "cividis",
+    show: bool = False,
+    save: str | Path | None = None,
+) -> Axes:
     """Draw how well fresh classifiers read labels from each block.
 
     Parameters
@@ -29,6 +46,12 @@ def leakage(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = 
         What to write above.
     ax
         Where to draw; a new figure by default.
+    cmap
+        The colour map.
+    show
+        Whether to show the figure now, in a notebook or a window.
+    save
+        A file to write the figure to; its ending says the format.
 
     Returns
     -------
@@ -46,12 +69,20 @@ def leakage(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = 
     with house_style():
         ax = own_axes(ax, height=0.75 * len(blocks) + 1.2)
         heat(ax, grid, [symbol(b) for b in blocks], [wrapped(q, 22) for q in questions], words,
-              label="share of the way from\nchance to perfect", top=1.0)  # fmt: skip
+              label="share of the way from\nchance to perfect", top=1.0, cmap=cmap)  # fmt: skip
         ax.set_title(title or "")
-    return ax
+    return finish(ax, show=show, save=save)
 
 
-def interaction(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+def interaction(
+    table: pd.DataFrame,
+    *,
+    title: str | None = None,
+    ax: Axes | None = None,
+    cmap: str = "cividis",
+    show: bool = False,
+    save: str | Path | None = None,
+) -> Axes:
     """Draw how strongly each treatment acts on each kind of cell alone.
 
     Parameters
@@ -63,6 +94,12 @@ def interaction(table: pd.DataFrame, *, title: str | None = None, ax: Axes | Non
         What to write above.
     ax
         Where to draw; a new figure by default.
+    cmap
+        The colour map.
+    show
+        Whether to show the figure now, in a notebook or a window.
+    save
+        A file to write the figure to; its ending says the format.
 
     Returns
     -------
@@ -80,13 +117,20 @@ def interaction(table: pd.DataFrame, *, title: str | None = None, ax: Axes | Non
         height = max(0.3 * len(table), 0.45) + (0.075 * longest if steep else 0.2) + 0.9
         ax = own_axes(ax, height=height)
         rows, columns = ([short(str(v)) for v in a] for a in (table.index, table.columns))
-        heat(ax, values, rows, columns, words, label="interaction\n(cell s.d.)", steep=steep)
+        heat(ax, values, rows, columns, words, label="interaction\n(cell s.d.)", steep=steep,
+             cmap=cmap)  # fmt: skip
         ax.set_title(title or "")
-    return ax
+    return finish(ax, show=show, save=save)
 
 
 def leakage_matrix(
-    shares: Mapping[str, float], *, title: str | None = None, ax: Axes | None = None
+    shares: Mapping[str, float],
+    *,
+    title: str | None = None,
+    ax: Axes | None = None,
+    cmap: str = "cividis",
+    show: bool = False,
+    save: str | Path | None = None,
 ) -> Axes:
     """Draw what each block tells of each other within conditions.
 
@@ -100,6 +144,12 @@ def leakage_matrix(
         What to write above.
     ax
         Where to draw; a new figure by default.
+    cmap
+        The colour map.
+    show
+        Whether to show the figure now, in a notebook or a window.
+    save
+        A file to write the figure to; its ending says the format.
 
     Returns
     -------
@@ -120,12 +170,20 @@ def leakage_matrix(
     with house_style():
         ax = own_axes(ax, height=0.6 * len(blocks) + 1.2)
         heat(ax, np.clip(grid, 0, None), names, names, words,
-             label="share of variance\nthat is told", top=1.0)  # fmt: skip
+             label="share of variance\nthat is told", top=1.0, cmap=cmap)  # fmt: skip
         ax.set(xlabel="told of", ylabel="read from", title=title or "")
-    return ax
+    return finish(ax, show=show, save=save)
 
 
-def masks(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+def masks(
+    table: pd.DataFrame,
+    *,
+    title: str | None = None,
+    ax: Axes | None = None,
+    cmap: str = "cividis",
+    show: bool = False,
+    save: str | Path | None = None,
+) -> Axes:
     """Draw which components each treatment moves.
 
     Parameters
@@ -137,6 +195,12 @@ def masks(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = No
         What to write above.
     ax
         Where to draw; a new figure by default.
+    cmap
+        The colour map.
+    show
+        Whether to show the figure now, in a notebook or a window.
+    save
+        A file to write the figure to; its ending says the format.
 
     Returns
     -------
@@ -151,6 +215,6 @@ def masks(table: pd.DataFrame, *, title: str | None = None, ax: Axes | None = No
         rows, columns = ([short(str(v)) for v in a] for a in (table.index, table.columns))
         steep = sum(map(len, columns)) > 45
         heat(ax, values, rows, columns, words, label="probability", top=1.0,
-             steep=steep)  # fmt: skip
+             steep=steep, cmap=cmap)  # fmt: skip
         ax.set(xlabel="component", title=title or "")
-    return ax
+    return finish(ax, show=show, save=save)

@@ -14,6 +14,7 @@ from pyro_fcr.analysis.plots.style import (
     GREY,
     PALETTE,
     WIDTH,
+    finish,
     house_style,
     own_axes,
     plain,
@@ -23,6 +24,7 @@ from pyro_fcr.analysis.plots.style import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import pandas as pd
     from matplotlib.axes import Axes
@@ -50,6 +52,8 @@ def counterfactual(
     title: str | None = None,
     quantity: str = "change against control",
     ax: Axes | None = None,
+    show: bool = False,
+    save: str | Path | None = None,
 ) -> Axes:
     """Draw the predicted against the observed value of every gene.
 
@@ -69,6 +73,10 @@ def counterfactual(
         What the numbers are, for the axes' labels.
     ax
         Where to draw; a new figure by default.
+    show
+        Whether to show the figure now, in a notebook or a window.
+    save
+        A file to write the figure to; its ending says the format.
 
     Returns
     -------
@@ -92,11 +100,15 @@ def counterfactual(
         ax.set(xlim=span, ylim=span, xlabel=f"observed {quantity}",
                ylabel=f"predicted {quantity}", title=title or "")  # fmt: skip
         ax.set_aspect("equal", adjustable="box")
-    return ax
+    return finish(ax, show=show, save=save)
 
 
 def evaluation(
-    table: pd.DataFrame, *, metrics: Sequence[str] | None = None
+    table: pd.DataFrame,
+    *,
+    metrics: Sequence[str] | None = None,
+    show: bool = False,
+    save: str | Path | None = None,
 ) -> NDArray[np.object_]:
     """Draw the model beside the baselines, one panel per metric.
 
@@ -106,6 +118,10 @@ def evaluation(
         What ``model.evaluate`` returns. A reconstruction is drawn hollow: it has read the cells.
     metrics
         Columns to draw.
+    show
+        Whether to show the figure now, in a notebook or a window.
+    save
+        A file to write the figure to; its ending says the format.
 
     Returns
     -------
@@ -134,11 +150,16 @@ def evaluation(
             ax.set_title(_METRICS.get(metric, metric))
             ax.xaxis.set_major_locator(MaxNLocator(3, prune="upper"))
         axes[0].invert_yaxis()
-    return axes[: len(chosen)]
+    return finish(axes[: len(chosen)], show=show, save=save)
 
 
 def rank_histogram(
-    ranks: Mapping[str, ArrayLike], *, draws: int, bins: int = 20
+    ranks: Mapping[str, ArrayLike],
+    *,
+    draws: int,
+    bins: int = 20,
+    show: bool = False,
+    save: str | Path | None = None,
 ) -> NDArray[np.object_]:
     """Draw the ranks of simulation-based calibration, one panel per block.
 
@@ -151,6 +172,10 @@ def rank_histogram(
     bins
         Bars; the grey band holds 99 % of them where the posterior is right. A hill says that it
         is too wide, a valley that it is too narrow.
+    show
+        Whether to show the figure now, in a notebook or a window.
+    save
+        A file to write the figure to; its ending says the format.
 
     Returns
     -------
@@ -173,11 +198,16 @@ def rank_histogram(
             ax.set(title=symbol(name), xlabel="rank", xlim=(-0.5, draws + 0.5), ylim=(0, None))
             ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes[0].set_ylabel("share against uniform")
-    return axes
+    return finish(axes, show=show, save=save)
 
 
 def coverage(
-    positions: Mapping[str, ArrayLike], *, title: str | None = None, ax: Axes | None = None
+    positions: Mapping[str, ArrayLike],
+    *,
+    title: str | None = None,
+    ax: Axes | None = None,
+    show: bool = False,
+    save: str | Path | None = None,
 ) -> Axes:
     """Draw how often central intervals hold the truth, against how often they should.
 
@@ -190,6 +220,10 @@ def coverage(
         What to write above.
     ax
         Where to draw; a new figure by default.
+    show
+        Whether to show the figure now, in a notebook or a window.
+    save
+        A file to write the figure to; its ending says the format.
 
     Returns
     -------
@@ -209,7 +243,7 @@ def coverage(
         ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the interval",
                ylabel="share of truths inside", title=title or "")  # fmt: skip
         ax.set_aspect("equal", adjustable="box")
-    return ax
+    return finish(ax, show=show, save=save)
 
 
 def _room_for_numbers(ax: Axes, places: NDArray[Any], values: NDArray[Any]) -> None:

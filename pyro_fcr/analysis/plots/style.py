@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
+from collections.abc import Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -13,16 +15,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
+
+    Palette: TypeAlias = Mapping[str, str] | Sequence[str] | None
 
 __all__ = [
     "GREY",
     "PALETTE",
     "WIDTH",
     "colours_of",
+    "finish",
     "heat",
     "house_style",
     "legend_of",
@@ -74,6 +80,37 @@ def house_style() -> Iterator[None]:
         yield
 
 
+_Drawn = TypeVar("_Drawn")
+
+
+def finish(drawn: _Drawn, *, show: bool, save: str | Path | None) -> _Drawn:
+    """Write and show the figure of what was drawn where that is asked, and return the axes."""
+    figure: Any = np.ravel(np.asarray(drawn, dtype=object))[0].figure
+    with house_style():
+        if save is not None:
+            figure.savefig(save)
+        if show:
+            _show(figure)
+    return drawn
+
+
+def _show(figure: Figure) -> None:
+    notebook: Any = sys.modules.get("IPython")
+    if notebook is not None and notebook.get_ipython() is not None:
+        notebook.display.display(figure)
+        return
+    import matplotlib.pyplot as plt
+
+    # pyplot adopts figures that it makes alone: let it make this one.
+    def adopted(*_: Any, **__: Any) -> Figure:
+        return figure
+
+    maker: Any = adopted
+    plt.figure(FigureClass=maker)
+    plt.show()
+    plt.close(figure)
+
+
 def own_axes(ax: Axes | None, *, height: float) -> Axes:
     """Return the axes given, or those of a new figure of one column's width."""
     if ax is not None:
@@ -91,11 +128,12 @@ def heat(
     label: str,
     top: float | None = None,
     steep: bool = False,
+    cmap: str = "cividis",
 ) -> None:
     """Draw a matrix with names, words in its cells and a colour bar from 0 to ``top``."""
     finite = values[np.isfinite(values)]
     top = top or (float(finite.max()) if finite.size else 1.0) or 1.0
-    colours = mpl.colormaps["cividis"].with_extremes(bad="#e8e8e8")
+    colours = mpl.colormaps[cmap].with_extremes(bad="#e8e8e8")
     drawn = ax.imshow(values, cmap=colours, vmin=0, vmax=top, aspect="auto")
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(rows)), rows)
@@ -104,7 +142,7 @@ def heat(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     for (i, j), text in np.ndenumerate(words):
-        dark = np.isfinite(values[i, j]) and values[i, j] < 0.6 * top
+        dark = np.dot(drawn.to_rgba(values[i, j])[:3], (0.299, 0.587, 0.114)) < 0.5
         ax.text(j, i, text, ha="center", va="center", color="white" if dark else "black",
                 fontsize=8.5)  # fmt: skip
     if ax.figure is not None:
@@ -113,12 +151,17 @@ def heat(
         bar.ax.yaxis.set_major_locator(MaxNLocator(3))
 
 
-def colours_of(labels: NDArray[Any], order: Sequence[str] | None) -> dict[str, str]:
+def colours_of(
+    labels: NDArray[Any], order: Sequence[str] | None, palette: Palette = None
+) -> dict[str, str]:
     """Return a colour per label; the rarest go without where the palette is too short."""
     names, counts = np.unique(labels.astype(str), return_counts=True)
-    common = set(names[np.argsort(-counts, kind="stable")][: len(PALETTE)])
+    if isinstance(palette, Mapping):
+        return {name: palette[name] for name in (order or names.tolist()) if name in palette}
+    colours = PALETTE if palette is None else palette
+    common = set(names[np.argsort(-counts, kind="stable")][: len(colours)])
     kept = [name for name in (order or names.tolist()) if name in common]
-    return dict(zip(kept, PALETTE, strict=False))
+    return dict(zip(kept, colours, strict=False))
 
 
 def legend_of(ax: Axes, colours: Mapping[str, str], labels: NDArray[Any], **options: Any) -> None:

@@ -8,22 +8,33 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyro_fcr.analysis.plots.style import PALETTE, WIDTH, house_style, plain, symbol
+from pyro_fcr.analysis.plots.style import PALETTE, WIDTH, finish, house_style, plain, symbol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from numpy.typing import NDArray
 
 __all__ = ["history"]
 
 
-def history(table: pd.DataFrame) -> NDArray[np.object_]:
+def history(
+    table: pd.DataFrame,
+    *,
+    show: bool = False,
+    save: str | Path | None = None,
+) -> NDArray[np.object_]:
     """Draw the training curves, one panel for each kind of term.
 
     Parameters
     ----------
     table
         What ``model.fit`` returns. Solid: training cells; dashed: validation cells.
+    show
+        Whether to show the figure now, in a notebook or a window.
+    save
+        A file to write the figure to; its ending says the format.
 
     Returns
     -------
@@ -53,7 +64,7 @@ def history(table: pd.DataFrame) -> NDArray[np.object_]:
                 ax.legend(loc="best", handlelength=1.2, labelspacing=0.2)
             ax.set(title=title, xlabel="epoch", ylabel=unit)
             ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    return axes[: len(panels)]
+    return finish(axes[: len(panels)], show=show, save=save)
 
 
 def _panels(table: pd.DataFrame) -> dict[str, tuple[str, dict[str, str]]]:

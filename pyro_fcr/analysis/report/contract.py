@@ -1,0 +1,66 @@
+"""What the page asks of a fitted model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+    import torch
+    from anndata import AnnData
+
+    from pyro_fcr.data import Cells, Design, Split
+    from pyro_fcr.model import LatentModel
+    from pyro_fcr.penalties import Head
+
+__all__ = ["Reported"]
+
+
+class Reported(Protocol):
+    """What the page asks of a fitted model."""
+
+    design: Design
+    declaration: Any
+    settings: dict[str, Any]
+
+    @property
+    def model(self) -> LatentModel:
+        """The generative half."""
+
+    @property
+    def guide(self) -> Any:
+        """The approximate posterior."""
+
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        """The classifiers in the objective, by name."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The training curves."""
+
+    def encode(self, adata: AnnData | None = None) -> Cells:
+        """Return data as encoded cells."""
+
+    def descendants(self, do: Mapping[str, Any]) -> list[str]:
+        """Return the blocks an intervention redraws."""
+
+    def targets(self, block: str | None = None, *, level: float = ...) -> pd.DataFrame:
+        """Return which latents every treatment moves, and how far."""
+
+    def evaluate(
+        self,
+        adata: AnnData | None = None,
+        split: Split | None = None,
+        *,
+        draws: int = ...,
+        by_condition: bool = ...,
+        seed: int = ...,
+    ) -> pd.DataFrame:
+        """Score predictions beside baselines."""

@@ -28,7 +28,8 @@ from pyro_fcr.infer import Plan, Settled, Trainer, gauge, processes, resolve_dev
 from pyro_fcr.infer.runtime import compiled, default_threads, networks_at
 from pyro_fcr.infer.runtime import threads as use_threads
 from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, resolve
-from pyro_fcr.nn import ConditionMap, read_tensors, write_tensors
+from pyro_fcr.nn import AllocationLimit, ConditionMap, read_tensors, write_tensors
+from pyro_fcr.reading import DAMAGE, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -49,6 +50,9 @@ FEATURES = "treatment_features.safetensors"
 
 WEIGHTS = "weights.safetensors"
 """The file that holds the weights."""
+
+HISTORY = "history.csv"
+"""The file that holds every term of the objective, epoch by epoch."""
 
 
 class Estimator(Fitted):
@@ -641,7 +645,7 @@ class Estimator(Fitted):
             write_tensors(stage / WEIGHTS, self._objective.state_dict(), {})
             if features is not None:
                 write_tensors(stage / FEATURES, {"features": torch.tensor(features)}, {})
-            history.to_csv(stage / "history.csv")
+            history.to_csv(stage / HISTORY)
             described = {
                 "format": io.FORMAT,
                 "system": type(self).__name__,
@@ -659,7 +663,7 @@ class Estimator(Fitted):
                 "hidden": list(recipe.hidden),
                 "batch_in_decoder": recipe.batch_in_decoder,
                 "options": {name: io.describe(given) for name, given in recipe.options.items()},
-                "files": {path.name: io.file_hash(path) for path in stage.glob("*.safetensors")},
+                "files": {path.name: io.file_hash(path) for path in stage.iterdir()},
             }
             io.write_json(stage / "model.json", described)
         return folder
@@ -738,13 +742,14 @@ def load(
     folder = Path(path)
     saved = io.read_json(folder / "model.json")
     known = {cls.__name__: cls for cls in (*Estimator.__subclasses__(), *filter(None, [system]))}
-    if saved.get("system") not in known:
+    name = str(saved.get("system"))[:80]
+    if name not in known:
         raise LoadError(
             sentence(
-                f"the model is of the system {saved.get('system')!r}",
+                f"the model is of the system {name!r}",
                 where=str(folder),
                 expected=f"one of {sorted(known)}",
-                got=repr(saved.get("system")),
+                got=repr(name),
                 hint="pass its class as system=",
             )
         )
@@ -765,22 +770,24 @@ def load(
         )  # fmt: skip
         if saved["design"]["schema"].get("treatment_features") is not None:
             saved["design"]["treatment_features"] = read_tensors(folder / FEATURES)[0]["features"]
-        made = known[saved["system"]]._from_saved(saved, recipe)
+        _check_files(folder, saved["files"])
         weights, _ = read_tensors(folder / WEIGHTS)
+        numbers = sum(value.numel() for value in weights.values())
+        with AllocationLimit(10 * numbers + 10**6):
+            made = known[name]._from_saved(saved, recipe)
         made._objective.load_state_dict(weights)
-        _check_files(folder, saved.get("files", {}))
         made._history = pd.read_csv(
-            folder / "history.csv", index_col=0, float_precision="round_trip"
+            folder / HISTORY, index_col=0, float_precision="round_trip"
         )
     except FCRError:
         raise
-    except (KeyError, TypeError, ValueError, OSError, RuntimeError, AttributeError) as error:
+    except DAMAGE as error:
         raise LoadError(
             sentence(
                 "the model's files do not fit together",
                 where=str(folder),
                 expected="what save() wrote, and the user's own parts as they were",
-                got=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+                got=first_line(error, 200),
                 hint="save the model again",
             )
         ) from error
@@ -789,13 +796,15 @@ def load(
 
 
 def _check_files(folder: Path, hashes: Mapping[str, str]) -> None:
-    if other := [name for name, told in hashes.items() if io.file_hash(folder / name) != told]:
+    # The names are this package's own: one from the file could lead anywhere.
+    known = [name for name in (WEIGHTS, FEATURES, HISTORY) if name in hashes]
+    if other := [name for name in known if io.file_hash(folder / name) != hashes[name]]:
         raise LoadError(
             sentence(
                 f"{other[0]} is not the file that this model was saved with",
                 where=str(folder),
                 expected="files of one save()",
-                got="model.json of one and weights of another",
+                got="another content",
                 hint="save the model again",
             )
         )

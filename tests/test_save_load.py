@@ -174,7 +174,7 @@ def edited(folder, change):
     path = folder / "model.json"
     content = json.loads(path.read_text())
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(pf.io.seal(content)))
 
 
 @pytest.mark.parametrize(
@@ -198,6 +198,19 @@ def edited(folder, change):
 def test_edited_descriptions(folder, change, match):
     edited(folder, change)
     with pytest.raises(LoadError, match=match):
+        pf.load(folder)
+
+
+def test_a_description_that_was_edited_is_refused(folder):
+    path = folder / "model.json"
+    path.write_text(path.read_text().replace('"g3"', '"g4"'))
+    with pytest.raises(LoadError, match=r"not what was saved .*takes sha256 out"):
+        pf.load(folder)
+
+
+def test_a_description_cannot_ask_for_more_than_the_weights(folder):
+    edited(folder, lambda c: c.update(hidden=[100_000, 100_000]))
+    with pytest.raises(LoadError, match=r"a tensor of shape \(100000, 100000\) in so small"):
         pf.load(folder)
 
 

@@ -22,6 +22,7 @@ from pyro_fcr.datasets.bundled import SHA256
 from pyro_fcr.errors import DesignError, LoadError, sentence
 from pyro_fcr.files import together, whole
 from pyro_fcr.io import file_hash
+from pyro_fcr.reading import DAMAGE, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,13 +54,13 @@ def read_data(path: Path) -> AnnData:
         )  # fmt: skip
     try:
         return anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except DAMAGE as error:
         raise LoadError(
             sentence(
                 "the data file cannot be read",
                 where=str(path),
                 expected="an .h5ad file that anndata can read",
-                got=f"{type(error).__name__}: {error}"[:160],
+                got=first_line(error),
                 hint="write it again with adata.write_h5ad",
             )
         ) from error

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from pyro_fcr.errors import GeneError, LoadError, SchemaError, sentence
+from pyro_fcr.reading import DAMAGE, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -302,19 +303,19 @@ def _open(path: Path) -> Any:
         if path.is_dir():
             return import_module("zarr").open_group(str(path), mode="r")
         return h5py.File(path, "r")
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise LoadError(
             sentence("Zarr is not installed", where=str(path), expected="the package zarr",
                      got="none", hint="pip install 'pyro-fcr[zarr]'")
         ) from error  # fmt: skip
-    except (OSError, ValueError, KeyError) as error:
+    except DAMAGE as error:
         raise _unreadable(path, error) from error
 
 
 def _element(group: Any, key: str, path: Path) -> Any:
     try:
         return ad.io.read_elem(group[key])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGE as error:
         raise _unreadable(path, error) from error
 
 
@@ -324,7 +325,7 @@ def _unreadable(path: Path, error: Exception) -> LoadError:
             "the file cannot be read",
             where=str(path),
             expected="an .h5ad file or Zarr store that anndata wrote",
-            got=f"{type(error).__name__}: {error}"[:160],
+            got=first_line(error),
             hint="write it again with adata.write_h5ad or adata.write_zarr",
         )
     )

@@ -9,8 +9,10 @@ import torch
 
 from pyro_fcr.errors import LoadError, sentence
 from pyro_fcr.nn import read_tensors, write_tensors
+from pyro_fcr.reading import DAMAGE, first_line
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -50,46 +52,72 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
         If the checkpoint is missing, damaged, of another model or of another run.
     """
     tensors, meta = read_tensors(path)
-    if changed := [k for k, v in _run(trainer).items() if meta["run"].get(k) != v]:
+    run = meta.get("run")
+    found: dict[str, Any] = run if isinstance(run, dict) else {}
+    if changed := [k for k, v in _run(trainer).items() if found.get(k) != v]:
         raise LoadError(
             sentence(
                 f"the checkpoint is of another run: {', '.join(changed)} changed",
                 where=str(path),
-                expected=f"{ {k: meta['run'].get(k) for k in changed} }",
-                got=f"{ {k: _run(trainer)[k] for k in changed} }",
+                expected=f"{ {k: found.get(k) for k in changed} }"[:200],
+                got=f"{ {k: _run(trainer)[k] for k in changed} }"[:200],
                 hint="resume with the arguments the run was started with, or without resume=True",
             )
         )
-    weights = {k.removeprefix("objective."): v for k, v in tensors.items() if k.startswith("obj")}
     try:
-        trainer.objective.load_state_dict(weights)
-    except RuntimeError as error:
+        _restore(trainer, tensors, meta)
+    except DAMAGE as error:
         raise LoadError(
             sentence(
                 "the checkpoint is of another model",
                 where=str(path),
                 expected="the weights of this model",
-                got=str(error).splitlines()[1].strip(),
+                got=first_line(error, 200),
                 hint="build the model as it was when the checkpoint was written",
             )
         ) from None
+
+
+def _restore(trainer: Trainer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    # What cannot be right is refused before the first assignment to the trainer.
+    weights = {k.removeprefix("objective."): v for k, v in tensors.items() if k.startswith("obj")}
+    kept = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
+    epoch, step, rows = int(meta["epoch"]), int(meta["step"]), list(meta["history"])
+    best_loss, refused = float(meta["best_loss"]), int(meta["refused"])
+    if len(rows) != epoch or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{len(rows)} rows of history after {epoch} epochs")
+    own = {name: value.shape for name, value in trainer.objective.state_dict().items()}
+    if kept and {name: value.shape for name, value in kept.items()} != own:
+        raise ValueError("best weights of other shapes")
+    states = {}
     for name, optimiser in _optimisers(trainer).items():
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith(f"{name}."):
-                _, index, field = key.split(".")
-                state.setdefault(int(index), {})[field] = value
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        states[name] = _optimiser_state(name, optimiser, tensors)
+    trainer.objective.load_state_dict(weights)
+    for name, optimiser in _optimisers(trainer).items():
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": states[name]})
     rank = trainer.ranks.rank
     torch.set_rng_state(tensors[f"rng.{rank}"])
     if f"rng_cuda.{rank}" in tensors and trainer.device.type == "cuda":
         torch.cuda.set_rng_state(tensors[f"rng_cuda.{rank}"], trainer.device)
-    trainer.epoch, trainer.step_count = meta["epoch"], meta["step"]
-    trainer.rows = meta["history"]
     best = trainer.best
-    best.loss, best.refused = meta["best_loss"], meta["refused"]
-    kept = [name for name in tensors if name.startswith("best.")]
-    best.weights = {name.removeprefix("best."): tensors[name] for name in kept}
+    best.weights, best.loss, best.refused = kept, best_loss, refused
+    trainer.epoch, trainer.step_count, trainer.rows = epoch, step, rows
+
+
+def _optimiser_state(
+    name: str, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    shapes = [p.shape for group in optimiser.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if not key.startswith(f"{name}."):
+            continue
+        _, number, field = key.split(".")
+        # A count of steps is a number; everything else is kept per weight.
+        if value.dim() and value.shape != shapes[int(number)]:
+            raise ValueError(f"{key} of shape {tuple(value.shape)}")
+        state.setdefault(int(number), {})[field] = value
+    return state
 
 
 def _run(trainer: Trainer) -> dict[str, Any]:

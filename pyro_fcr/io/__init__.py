@@ -6,6 +6,7 @@ from pyro_fcr.io.saving import (
     file_hash,
     read_json,
     rebuild,
+    seal,
     versions,
     write_json,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "file_hash",
     "read_json",
     "rebuild",
+    "seal",
     "tree",
     "versions",
     "write_json",

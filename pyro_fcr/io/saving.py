@@ -18,12 +18,22 @@ import pyro_fcr.priors
 from pyro_fcr.errors import LoadError, sentence
 from pyro_fcr.files import whole
 from pyro_fcr.nn import Part
+from pyro_fcr.reading import DAMAGE, first_line, regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["FORMAT", "describe", "file_hash", "read_json", "rebuild", "versions", "write_json"]
+__all__ = [
+    "FORMAT",
+    "describe",
+    "file_hash",
+    "read_json",
+    "rebuild",
+    "seal",
+    "versions",
+    "write_json",
+]
 
 FORMAT = 1
 """Version of the folder's layout; a newer one is refused."""
@@ -131,15 +141,28 @@ def rebuild(description: Any, given: Any, *, slot: str) -> Any:
 
 def file_hash(path: Path) -> str:
     """Return a file's SHA-256."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON to a file, all of it or none."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, default=_plain)
+    """Write JSON to a file with its own hash, all of it or none."""
+    text = json.dumps(seal(content), indent=1, ensure_ascii=False, default=_plain)
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content with its SHA-256 beside it, which :func:`read_json` looks at.
+
+    Parameters
+    ----------
+    content
+        JSON-able.
+    """
+    told = {name: value for name, value in content.items() if name != "sha256"}
+    text = json.dumps(told, sort_keys=True, default=_plain)
+    return {**told, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _plain(value: Any) -> Any:
@@ -157,15 +180,17 @@ def read_json(path: Path) -> dict[str, Any]:
         If the file is missing, damaged, or of a newer layout.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(regular(path).read_text(encoding="utf-8"))
         layout = int(content["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        told = content.pop("sha256", None)
+        whole = told is None or seal(content)["sha256"] == told
+    except DAMAGE as error:
         raise LoadError(
             sentence(
                 "cannot read the model",
                 where=str(path),
                 expected="the folder that save() wrote",
-                got=f"{type(error).__name__}: {error}".splitlines()[0],
+                got=first_line(error),
                 hint="give the folder that holds model.json",
             )
         ) from None
@@ -177,6 +202,16 @@ def read_json(path: Path) -> dict[str, Any]:
                 expected=f"layout {FORMAT} or older",
                 got=f"layout {layout}",
                 hint="upgrade pyro-fcr",
+            )
+        )
+    if not whole:
+        raise LoadError(
+            sentence(
+                "the model's description is not what was saved",
+                where=str(path),
+                expected=f"a content whose hash is {str(told)[:12]}",
+                got=str(seal(content)["sha256"])[:12],
+                hint="save the model again; whoever edited it on purpose takes sha256 out",
             )
         )
     return content

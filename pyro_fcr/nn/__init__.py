@@ -1,6 +1,7 @@
 """Modules with parameters of their own, networks, tables over conditions."""
 
 from pyro_fcr.nn.block import Block
+from pyro_fcr.nn.bounds import AllocationLimit
 from pyro_fcr.nn.conditions import GAIN, ConditionMap, ConditionTable
 from pyro_fcr.nn.labels import LabelCode, check_labels, find_columns
 from pyro_fcr.nn.maps import (
@@ -20,6 +21,7 @@ __all__ = [
     "GAIN",
     "MAPS",
     "MLP",
+    "AllocationLimit",
     "Block",
     "ConditionEmbedding",
     "ConditionMLP",

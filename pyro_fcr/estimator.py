@@ -776,9 +776,7 @@ def load(
         with AllocationLimit(10 * numbers + 10**6):
             made = known[name]._from_saved(saved, recipe)
         made._objective.load_state_dict(weights)
-        made._history = pd.read_csv(
-            folder / HISTORY, index_col=0, float_precision="round_trip"
-        )
+        made._history = pd.read_csv(folder / HISTORY, index_col=0, float_precision="round_trip")
     except FCRError:
         raise
     except DAMAGE as error:

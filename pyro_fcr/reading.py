@@ -21,6 +21,7 @@ DAMAGE = (
     NameError,
     OSError,
     RuntimeError,
+    SystemError,
     TypeError,
     ValueError,
     struct.error,

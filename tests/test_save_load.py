@@ -164,8 +164,6 @@ def test_damaged_files(folder, name, damage):
         path.write_bytes(
             {"empty": b"", "cut": whole[: len(whole) // 2], "other": b"\x00[1,"}[damage]
         )
-    if name == "history.csv" and damage in ("cut", "other"):
-        return  # still a table of some kind; the weights are what counts
     with pytest.raises(LoadError):
         pf.load(folder)
 
@@ -218,7 +216,7 @@ def test_weights_of_another_model(folder, adata, tmp_path):
     other = tiny_fcr(adata, hidden=(8,))
     fit(other, max_epochs=1)
     shutil.copy(other.save(tmp_path / "o") / "weights.safetensors", folder)
-    with pytest.raises(LoadError, match="do not fit together"):
+    with pytest.raises(LoadError, match="is not the file that this model was saved with"):
         pf.load(folder)
 
 

@@ -15,6 +15,7 @@ from pyro_fcr.benchmark.methods import check_method
 from pyro_fcr.benchmark.problem import check_recipe
 from pyro_fcr.benchmark.tasks import TASKS
 from pyro_fcr.errors import BenchmarkError, sentence
+from pyro_fcr.reading import DAMAGE, first_line, regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -236,12 +237,12 @@ def _recipes(
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(regular(path).read_text(encoding="utf-8"))
     except OSError:
         raise _refusal("no such benchmark", str(path), f"a .toml file, or one of {available()}",
                        "none", "check the name") from None  # fmt: skip
-    except tomllib.TOMLDecodeError as error:
-        raise _refusal("not TOML", str(path), "a file that tomllib reads", str(error),
+    except DAMAGE as error:
+        raise _refusal("not TOML", str(path), "a file that tomllib reads", first_line(error),
                        "mend that line") from None  # fmt: skip
 
 

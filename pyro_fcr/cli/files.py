@@ -22,7 +22,7 @@ from pyro_fcr.datasets.bundled import SHA256
 from pyro_fcr.errors import DesignError, LoadError, sentence
 from pyro_fcr.files import together, whole
 from pyro_fcr.io import file_hash
-from pyro_fcr.reading import DAMAGE, first_line
+from pyro_fcr.reading import DAMAGE, first_line, regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,33 +74,47 @@ def load_run(run: Path, device: str) -> Any:
 def read_split(run: Path) -> Split | None:
     """Return the run's split; ``None`` where it held nothing out."""
     path = run / "split.csv"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(regular(path), dtype=str, keep_default_na=False)
         names, parts = table["cell"].tolist(), table["part"].tolist()
-    except (ValueError, KeyError) as error:
+    except DAMAGE as error:
         raise LoadError(
             sentence(
                 "the run's split cannot be read",
                 where=str(path),
                 expected="columns cell and part",
-                got=f"{type(error).__name__}: {error}"[:120],
+                got=first_line(error, 120),
                 hint="fit again, or give a split",
             )
         ) from error
-    if "test" not in parts:
-        return None
-    recipe = str((_read_run(run).get("split") or {}).get("recipe", ""))
-    return pf.Split(tuple(names), tuple(parts), recipe)
+    told = _read_run(run).get("split")
+    if isinstance(told, dict):
+        # With the hash that the run's record keeps, a changed table is refused.
+        return pf.Split.from_dict({**told, "names": names, "parts": parts})
+    return pf.Split(tuple(names), tuple(parts)) if "test" in parts else None
 
 
 def _read_run(run: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    path = run / "run.json"
+    if not os.path.lexists(path):
         return {}
-    return found if isinstance(found, dict) else {}
+    try:
+        found = json.loads(regular(path).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"a {type(found).__name__}")
+    except DAMAGE as error:
+        raise LoadError(
+            sentence(
+                "the run's record cannot be read",
+                where=str(path),
+                expected="what fit wrote",
+                got=first_line(error, 120),
+                hint="fit again, or take the file away",
+            )
+        ) from error
+    return found
 
 
 def told_of(run: Path) -> dict[str, str]:

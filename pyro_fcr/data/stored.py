@@ -51,7 +51,10 @@ class _Part(NamedTuple):
         starts, stops = rows[np.append(0, ends + 1)], rows[np.append(ends, len(rows) - 1)] + 1
         pieces = []
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            piece = self._slice(start, stop)
+            try:
+                piece = self._slice(start, stop)
+            except DAMAGE as error:
+                raise _unreadable(self.arrays[0].name, error) from error
             wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
             pieces.append(piece if len(wanted) == stop - start else piece[wanted])
         if len(self.arrays) == 1:
@@ -319,7 +322,7 @@ def _element(group: Any, key: str, path: Path) -> Any:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> LoadError:
+def _unreadable(path: Path | str, error: Exception) -> LoadError:
     return LoadError(
         sentence(
             "the file cannot be read",

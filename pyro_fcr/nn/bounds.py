@@ -31,9 +31,7 @@ class AllocationLimit(TorchDispatchMode):
         super().__init__()
         self.left = numbers
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count what is about to be made from numbers alone."""
         kwargs = kwargs or {}
         if "device" in kwargs and not any(isinstance(arg, torch.Tensor) for arg in args):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 import resource
 import sys
@@ -84,13 +83,11 @@ def _has(done: pd.DataFrame, task: dict[str, Any]) -> bool:
 
 
 def _append(out: Path, rows: Sequence[dict[str, Any]]) -> None:
-    fresh = not out.exists()
-    columns = list(rows[0]) if fresh else next(csv.reader(out.open()))
-    with out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", extrasaction="raise")
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
+    # Tasks may tell different things of themselves: what one does not tell stays empty.
+    earlier = [pd.read_csv(out, dtype=str, keep_default_na=False)] if out.exists() else []
+    partial = out.with_suffix(".partial")
+    pd.concat([*earlier, pd.DataFrame(rows)]).to_csv(partial, index=False)
+    partial.replace(out)
 
 
 def table(frame: pd.DataFrame, digits: int = 3) -> str:

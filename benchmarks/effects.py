@@ -3,12 +3,14 @@
     python benchmarks/effects.py --seeds 11 12 13
 
 Semi-synthetic cells with the genes of untreated Kang cells (1,000 genes; 5 treatments, the control
-among them, by 5 covariate groups, 200 cells each), the factorised simulation (base, 7 x 6), and
-the same with a fifth of its treated conditions never measured. One FCR at its defaults for each.
+among them, by 5 covariate groups, 200 cells each), the same with interactions planted into three
+tenths of the treated conditions alone, the factorised simulation (base, 7 x 6), and the same with
+a fifth of its treated conditions never measured. One FCR at its defaults for each.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -21,19 +23,33 @@ import pyro_fcr as pf
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pyro_fcr.analysis import effects as pf_effects
+
 LEAST = 0.25
-SIMULATIONS = ("kang-like", "base", "hold")
+FDR = 0.1
+WELL_COUNTED = 100
+"""Molecules of a gene in a condition and in its control."""
+
+SIMULATIONS = ("kang-like", "planted", "base", "hold")
+COLUMNS = (
+    "coverage", "width", "rmse", "rmse_measured", "rmse_model", "coverage_interaction",
+    "auprc_interaction", "auprc_measured", "auprc_well_counted", "share_interacting", "fdr_at_10",
+    "selected", "coverage_strength", "strength_ratio", "auprc_conditions", "share_planted",
+    "coverage_unseen", "rmse_unseen", "absorbed",
+)  # fmt: skip
+"""Empty where a simulation does not answer."""
 
 
 def simulate(name: str, seed: int) -> ad.AnnData:
     """Return one of the simulations; conditions in ``obs["held_out"]`` are not to be seen."""
-    if name != "kang-like":
+    if name not in {"kang-like", "planted"}:
         return pf.simulate.factorised(name, seed=seed)
     kang = pf.datasets.kang()
     untreated = kang[kang.obs["condition"] == "ctrl"].copy()
     return pf.simulate.from_data(
-        pf.top_genes(untreated, 1000), n_treatments=5, n_covariates=5, seed=seed
-    )
+        pf.top_genes(untreated, 1000), n_treatments=5, n_covariates=5,
+        interacting=0.3 if name == "planted" else 1.0, seed=seed,
+    )  # fmt: skip
 
 
 def true_changes(adata: ad.AnnData, seed: int, copies: int = 10) -> NDArray[np.float64]:
@@ -74,7 +90,8 @@ def job(simulation: str, seed: int) -> list[dict[str, Any]]:
     effects = fcr.effects()
     truth = true_changes(adata, seed)
     seen = np.isfinite(effects.measured).any(-1)
-    row: dict[str, Any] = {
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row |= {
         "coverage": _inside(effects.draws, truth)[seen].mean(),
         "width": np.ptp(np.quantile(effects.draws, (0.05, 0.95), axis=0), axis=0)[seen].mean(),
         "rmse": _rmse(effects.draws.mean(0) - truth, seen),
@@ -83,31 +100,66 @@ def job(simulation: str, seed: int) -> list[dict[str, Any]]:
         "absorbed": effects.error.absorbed,
     }
     if seen.all():
-        specific = effects.draws - effects.draws.mean(2, keepdims=True)
-        true_specific = truth - truth.mean(1, keepdims=True)
-        row["coverage_interaction"] = _inside(specific, true_specific).mean()
-        score = (np.abs(specific) > LEAST).mean(0)
-        row["auprc_interaction"] = average_precision_score(
-            (np.abs(true_specific) > LEAST).ravel(), score.ravel()
-        )
-        row["share_interacting"] = (np.abs(true_specific) > LEAST).mean()
-        found = effects.interaction_genes(least=LEAST, fdr=0.1)
-        chosen = found["selected"].to_numpy()
-        places = [
-            [list(names).index(v) for v in found[column]]
-            for names, column in (
-                (effects.treatments, "treatment"),
-                (effects.covariates, "covariate"),
-                (effects.genes, "gene"),
-            )
-        ]
-        false = np.abs(true_specific[tuple(places)]) <= LEAST
-        row["fdr_at_10"] = false[chosen].mean()
-        row["selected"] = chosen.mean()
+        row |= _interactions(effects, truth, _counted(train, effects))
+        planted = adata.uns["simulation"].get("interacting", np.ones(1, bool))
+        if not planted[1:].all():
+            strength = _by_condition(effects, "strength")
+            row["auprc_conditions"] = average_precision_score(planted[1:].ravel(), strength)
+            row["share_planted"] = planted[1:].mean()
     else:
         row["coverage_unseen"] = _inside(effects.draws, truth)[~seen].mean()
         row["rmse_unseen"] = _rmse(effects.predicted - truth, ~seen)
     return [row]
+
+
+def _interactions(
+    effects: pf_effects.Effects, truth: NDArray[Any], counted: NDArray[np.bool_]
+) -> dict[str, float]:
+    """Judge what a treatment does to one group beyond what it does on average."""
+    specific = effects.draws - effects.draws.mean(2, keepdims=True)
+    true_specific = truth - truth.mean(1, keepdims=True)
+    there = np.abs(true_specific) > LEAST
+    score = (np.abs(specific) > LEAST).mean(0)
+    measured = np.abs(effects.measured - effects.measured.mean(1, keepdims=True))
+    found = effects.interaction_genes(least=LEAST, fdr=FDR)
+    chosen = found[found["selected"]]
+    places = tuple(
+        np.asarray([list(names).index(v) for v in chosen[column]], dtype=int)
+        for names, column in (
+            (effects.treatments, "treatment"),
+            (effects.covariates, "covariate"),
+            (effects.genes, "gene"),
+        )
+    )
+    strength = np.sqrt((true_specific**2).mean(-1)).ravel()
+    low, high = (_by_condition(effects, name) for name in ("low", "high"))
+    return {
+        "coverage_interaction": _inside(specific, true_specific).mean(),
+        "auprc_interaction": average_precision_score(there.ravel(), score.ravel()),
+        "auprc_measured": average_precision_score(there.ravel(), measured.ravel()),
+        "auprc_well_counted": average_precision_score(there[counted], score[counted]),
+        "share_interacting": there.mean(),
+        "fdr_at_10": (~there[places]).mean() if len(chosen) else 0.0,
+        "selected": len(chosen) / there.size,
+        "coverage_strength": ((low <= strength) & (strength <= high)).mean(),
+        "strength_ratio": float(np.mean(_by_condition(effects, "strength") / strength)),
+    }
+
+
+def _by_condition(effects: pf_effects.Effects, column: str) -> NDArray[Any]:
+    """Return a column of the ranking, treatments varying slowest."""
+    ranked = effects.interactions(least=LEAST).set_index(["treatment", "covariate"])[column]
+    return ranked.loc[list(product(effects.treatments, effects.covariates))].to_numpy()
+
+
+def _counted(adata: ad.AnnData, effects: pf_effects.Effects) -> NDArray[np.bool_]:
+    """Return which genes have molecules enough in a condition and its control, (T, X, G)."""
+    total = np.empty((len(effects.treatments) + 1, len(effects.covariates), adata.n_vars))
+    for t, treatment in enumerate(("control", *effects.treatments)):
+        for x, group in enumerate(effects.covariates):
+            rows = (adata.obs["treatment"] == treatment) & (adata.obs["covariate"] == group)
+            total[t, x] = np.asarray(adata[rows.to_numpy()].X.sum(0)).ravel()
+    return np.minimum(total[1:], total[:1]) >= WELL_COUNTED
 
 
 def _inside(draws: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from scipy.optimize import nnls
 
 from pyro_fcr.analysis.draws import draw_globals, draw_observation, seeded
 from pyro_fcr.analysis.expression import expected_counts
+from pyro_fcr.analysis.shrinkage import shrink_effects
 from pyro_fcr.errors import CategoryError, DesignError, sentence
 
 if TYPE_CHECKING:
@@ -113,8 +114,10 @@ class Effects:
     bootstrap over cells. What the model gets wrong, b ~ N(0, a + b m²), is learned from the
     measured changes e: e − m = b + noise, with the noise that the same bootstrap finds, and with
     a and b matched to all measured conditions (:class:`ModelError`). So the measurement rules
-    where cells say much, the model where they say little. A condition without cells is
-    extrapolated by the model, and its spread is that of the interactions found elsewhere.
+    where cells say much, the model where they say little. What results is drawn towards zero
+    by as much as all genes together say that most changes are small
+    (:mod:`pyro_fcr.analysis.shrinkage`). A condition without cells is extrapolated by the model,
+    and its spread is that of the interactions found elsewhere.
 
     Parameters
     ----------
@@ -431,6 +434,7 @@ def estimate_effects(
         off, left[1:], left[0], error.variance(np.nan_to_num(m)), draws=draws, rng=rng
     )
     measured = m + off
+    shrink_effects(drawn, np.isfinite(measured).any(-1), rng)
     unseen = np.isnan(m[..., 0])
     if unseen.any():
         x_codes = np.flatnonzero(told)

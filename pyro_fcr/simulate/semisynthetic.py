@@ -65,6 +65,7 @@ def from_data(
     responding: float = 0.1,
     effect: float = 0.5,
     interaction: float = 0.25,
+    interacting: float = 1.0,
     path: str | Path | None = None,
     seed: int = 0,
 ) -> ad.AnnData:
@@ -87,6 +88,10 @@ def from_data(
     effect, interaction
         Standard deviation over cells of what z_t and z_tx add to the log rate of a gene that
         responds to them. With ``interaction=0`` z_tx is N(0, 1) in every condition.
+    interacting
+        Share of treated conditions that interact, drawn at random: in the others z_tx is as in
+        the control cells of the same covariate. ``uns["simulation"]["interacting"]``, shape
+        (treatments, covariates), says which.
     path
         As in `factorised`.
     seed
@@ -118,7 +123,7 @@ def from_data(
     ((210, 40), (40, 42))
     """
     size = {"z_x": 3, "z_t": 3, "z_tx": 4} | dict(sizes or {})
-    _check(size, n_treatments, n_covariates, n_per_condition, rank, responding)
+    _check(size, n_treatments, n_covariates, n_per_condition, rank, responding, interacting)
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(6)]
     rng_prior, rng_latent, rng_mix, rng_count, rng_design, rng_variant = streams
     counts, kept = _counts(adata, layer, rng_design)
@@ -131,6 +136,13 @@ def from_data(
             "loc": np.zeros_like(prior["z_tx"]["loc"]),
             "scale": np.ones_like(prior["z_tx"]["scale"]),
         }
+    planted = rng_variant.permutation((n_treatments - 1) * n_covariates)
+    interacts = np.zeros((n_treatments, n_covariates), bool)
+    interacts[1:] = (planted < round(interacting * planted.size)).reshape(-1, n_covariates)
+    interacts &= interaction != 0
+    if interaction != 0:
+        for name, values in prior["z_tx"].items():
+            prior["z_tx"][name] = np.where(interacts[..., None], values, values[:1])
     t_n = np.repeat(np.arange(n_treatments), n_covariates * n_per_condition)
     x_n = np.tile(np.repeat(np.arange(n_covariates), n_per_condition), n_treatments)
     blocks = [draw_block(prior[name], t_n, x_n, rng_latent, 0.0) for name in BLOCKS]
@@ -169,6 +181,7 @@ def from_data(
         "library": float(np.median(totals)),
         "theta": moments.theta,
         "correlation": 0.0,
+        "interacting": interacts,
         "prior": prior,
         "mixing": mixing,
         "rank": rank_condition(prior["z_tx"]["loc"], prior["z_tx"]["scale"]),
@@ -178,7 +191,13 @@ def from_data(
 
 
 def _check(
-    size: Mapping[str, int], n_t: int, n_x: int, n_cells: int, rank: int, responding: float
+    size: Mapping[str, int],
+    n_t: int,
+    n_x: int,
+    n_cells: int,
+    rank: int,
+    responding: float,
+    interacting: float,
 ) -> None:
     problems = [
         (set(size) != set(BLOCKS), "sizes", "z_x, z_t and z_tx", ", ".join(size)),
@@ -186,6 +205,7 @@ def _check(
         (min(n_t, n_x) < 2, "levels", "two treatments and two covariates", f"{n_t} and {n_x}"),
         (n_cells < 1, "n_per_condition", "at least 1", str(n_cells)),
         (rank < size.get("z_x", 0), "rank", f"at least z_x's {size.get('z_x')}", str(rank)),
+        (not 0 <= interacting <= 1, "interacting", "a share of conditions", str(interacting)),
         (not 0 < responding <= 1, "responding", "a share of genes above 0", str(responding)),
     ]
     for wrong, where, expected, got in problems:

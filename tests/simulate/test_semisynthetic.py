@@ -99,3 +99,19 @@ def test_bad_input_is_refused():
         simulate.from_data(ad.AnnData(np.zeros((5, 4))))
     with pytest.raises(DesignError, match="at least z_x's 3"):
         simulate.from_data(real(50)[0], rank=2)
+
+
+def test_interactions_are_planted_in_some_conditions_alone():
+    adata, _, _ = real(300)
+    made = simulate.from_data(adata, n_per_condition=3, rank=4, interacting=0.25, seed=2)
+    planted = made.uns["simulation"]["interacting"]
+    n_t, n_x = planted.shape
+    assert planted.sum() == round(0.25 * (n_t - 1) * n_x)
+    assert not planted[0].any()
+    for values in made.uns["simulation"]["prior"]["z_tx"].values():
+        as_control = (np.asarray(values) == np.asarray(values)[:1]).all(-1)
+        np.testing.assert_array_equal(as_control[1:], ~planted[1:])
+    every = simulate.from_data(adata, n_per_condition=3, rank=4, seed=2)
+    assert every.uns["simulation"]["interacting"][1:].all()
+    with pytest.raises(DesignError, match="a share of conditions"):
+        simulate.from_data(adata, interacting=1.5)

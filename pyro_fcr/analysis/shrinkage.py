@@ -1,0 +1,133 @@
+"""Effects drawn towards zero by as much as the population of effects says that most are small."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.floating[Any]]
+
+__all__ = ["SCALES", "mixture_weights", "shrink", "shrink_effects"]
+
+SCALES = np.geomspace(0.1, 6.0, 12)
+"""Standard deviations of the populations that effects may come from, in log2 units.
+
+The smallest is no zero: no gene's change is exactly nothing, and an interval must not be a point.
+"""
+
+ROUNDS = 100
+POOLED = 100.0
+"""Effects' worth of weight that all groups together have in each group's mixture."""
+
+
+def mixture_weights(
+    mean: Floats, sd: Floats, *, start: Floats | None = None, held: float = 0.0
+) -> NDArray[np.float64]:
+    r"""Estimate which share of effects comes from which population.
+
+    .. math:: \hat\beta_i \sim N(\beta_i, s_i^2),\quad \beta_i \sim \sum_k w_k N(0, \sigma_k^2)
+
+    by expectation and maximisation (adaptive shrinkage: Stephens 2017, Biostatistics 18:275-294).
+
+    Parameters
+    ----------
+    mean, sd
+        Estimates and their standard errors, shape (N,).
+    start
+        Weights to start from, and to be drawn to.
+    held
+        How many effects' worth of weight ``start`` has.
+
+    Returns
+    -------
+    numpy.ndarray
+        Weights of :data:`SCALES`, shape (K,).
+    """
+    odds = np.exp(_log_density(mean, sd))
+    odds /= odds.max(1, keepdims=True)
+    start = np.full(len(SCALES), 1 / len(SCALES)) if start is None else start
+    weights = start
+    for _ in range(ROUNDS):
+        share = odds * weights
+        share /= share.sum(1, keepdims=True)
+        weights = (share.sum(0) + held * start) / (len(mean) + held)
+    return np.asarray(weights, np.float64)
+
+
+def shrink(draws: Floats, weights: Floats, rng: np.random.Generator) -> Floats:
+    """Turn draws of estimates into draws of the effects behind them.
+
+    An estimate's draws have its mean and standard error. Each is moved to where the posterior
+    under one population, drawn by its odds, has the same quantile; so effects whose errors are
+    shared stay tied together.
+
+    Parameters
+    ----------
+    draws
+        Shape (D, N).
+    weights
+        Shares of the populations, shape (K,).
+    rng
+        Draws the populations.
+    """
+    mean = draws.mean(0)
+    sd = _spread(draws)
+    odds = np.log(np.maximum(weights, 1e-300)) + _log_density(mean, sd)
+    odds = np.exp(odds - odds.max(1, keepdims=True))
+    edges = np.cumsum(odds / odds.sum(1, keepdims=True), axis=1)
+    uniform = rng.random(draws.shape)
+    chosen = np.zeros(draws.shape, np.int8)
+    for edge in edges.T[:-1]:
+        chosen += uniform > edge
+    gain = SCALES**2 / (SCALES**2 + sd[:, None] ** 2)
+    picked = gain[np.arange(len(sd)), chosen]
+    return picked * mean + np.sqrt(picked) * (draws - mean)
+
+
+def shrink_effects(
+    draws: NDArray[np.float32], seen: NDArray[np.bool_], rng: np.random.Generator
+) -> None:
+    """Shrink changes in place: what is common to all groups, and what is a group's own, apart.
+
+    Each treatment has populations of its own, drawn to those of all treatments.
+
+    Parameters
+    ----------
+    draws
+        Shape (D, T, X, G): draws of log2 fold changes as estimated.
+    seen
+        Shape (T, X): conditions with cells. The others, which nothing was measured of, stay.
+    rng
+        Draws the populations.
+    """
+    parts: dict[str, dict[int, Floats]] = {"common": {}, "own": {}}
+    for t, groups in enumerate(seen):
+        if groups.any():
+            estimated = draws[:, t, groups].astype(np.float64)
+            parts["common"][t] = estimated.mean(1, keepdims=True)
+            if groups.sum() > 1:
+                parts["own"][t] = estimated - parts["common"][t]
+            draws[:, t, groups] = 0
+    for found in parts.values():
+        if not found:
+            continue
+        flat = {t: values.reshape(len(draws), -1) for t, values in found.items()}
+        moments = {t: (values.mean(0), _spread(values)) for t, values in flat.items()}
+        pooled = mixture_weights(*map(np.concatenate, zip(*moments.values(), strict=True)))
+        for t, values in flat.items():
+            weights = mixture_weights(*moments[t], start=pooled, held=POOLED)
+            draws[:, t, seen[t]] += shrink(values, weights, rng).reshape(found[t].shape)
+
+
+def _spread(draws: Floats) -> NDArray[np.float64]:
+    return np.maximum(draws.std(0, ddof=min(1, len(draws) - 1)), 1e-9)
+
+
+def _log_density(mean: Floats, sd: Floats) -> NDArray[np.float64]:
+    """Return log N(mean; 0, sd² + scale²), up to a constant, shape (N, K)."""
+    variance = np.asarray(sd, np.float64)[:, None] ** 2 + SCALES**2
+    return -0.5 * (np.asarray(mean, np.float64)[:, None] ** 2 / variance + np.log(variance))

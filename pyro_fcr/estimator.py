@@ -24,7 +24,7 @@ from pyro_fcr.data import Cells, Design, Schema, Split, checks, open_data, open_
 from pyro_fcr.errors import DesignError, FCRError, FitError, LoadError, sentence
 from pyro_fcr.files import together
 from pyro_fcr.fitted import CHUNK, Fitted
-from pyro_fcr.infer import Plan, Settled, Trainer, gauge, processes, resolve_device, sleep
+from pyro_fcr.infer import Plan, Settled, Trainer, faults, gauge, processes, resolve_device, sleep
 from pyro_fcr.infer.runtime import compiled, default_threads, networks_at
 from pyro_fcr.infer.runtime import threads as use_threads
 from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, resolve
@@ -238,7 +238,7 @@ class Estimator(Fitted):
         *,
         split: Split | None = None,
         max_epochs: int | None = None,
-        batch_size: int = 512,
+        batch_size: int | Literal["auto"] = 512,
         learning_rate: float = 5e-3,
         kl_warmup: float = 0.01,
         penalty_warmup: float = 0.2,
@@ -255,6 +255,7 @@ class Estimator(Fitted):
         threads: int | Literal["auto"] = "auto",
         precision: Literal["float32", "tf32", "bf16"] = "float32",
         compile: bool = False,
+        on_nonfinite: Literal["raise", "skip"] = "raise",
         progress: bool = True,
     ) -> pd.DataFrame:
         """Train from fresh weights; the same seed gives the same result on the CPU, bit for bit.
@@ -267,6 +268,8 @@ class Estimator(Fitted):
             Passes over the training cells; by default as many as :func:`default_steps` asks for.
         batch_size
             Cells per step, shared among the processes where ``torchrun`` started several.
+            ``"auto"`` takes the largest of 512, 256, 128, ... whose step fits into memory;
+            :attr:`settings` tells which.
         learning_rate
             Peak of the one-cycle learning rate.
         kl_warmup, penalty_warmup
@@ -312,6 +315,11 @@ class Estimator(Fitted):
         compile
             Whether to compile the networks with ``torch.compile``, which needs a compiler and
             pays where a run is long.
+        on_nonfinite
+            What is done about a step whose loss or gradient is not finite. ``"raise"`` ends the
+            run with the site, cells and genes at fault; ``"skip"`` leaves the weights as they
+            are and counts (``skipped`` in the history), until ten in a row or a twentieth of all
+            steps were skipped.
         progress
             Whether to show a bar.
 
@@ -319,21 +327,39 @@ class Estimator(Fitted):
         -------
         pandas.DataFrame
             One row per epoch: every term by its site name, in nats per cell; ``valid.*`` columns
-            for the validation cells and ``accuracy.*`` for discriminators.
+            for the validation cells, ``accuracy.*`` for discriminators, and ``gradient_norm``
+            with the epoch's largest, ``gradient_norm.max``, before clipping.
 
         Raises
         ------
         NonFiniteError
             If the loss or its gradient stops being finite; the last good weights are kept.
+        FitError
+            If a step does not fit into memory, or the device or another process was lost.
+        WriteError
+            If the checkpoint cannot be written.
+        KeyboardInterrupt
+            After a Ctrl-C, once the step is done (a second one does not wait). The model holds
+            the best weights so far and answers; the message says what is left.
         """
-        if batch_size < 1:
+        if on_nonfinite not in ("raise", "skip"):
+            raise FitError(
+                sentence(
+                    "nothing known to do about steps that are not finite",
+                    where="fit(on_nonfinite=)",
+                    expected="'raise' or 'skip'",
+                    got=repr(on_nonfinite),
+                    hint="'raise' is the default",
+                )
+            )
+        if batch_size != "auto" and batch_size < 1:
             raise FitError(
                 sentence(
                     "no cells in a batch",
                     where="fit(batch_size=)",
                     expected="at least 1",
                     got=str(batch_size),
-                    hint="512 is the default",
+                    hint="512 is the default, and 'auto' finds one that fits into memory",
                 )
             )
         train, valid = self.cells, None
@@ -352,7 +378,7 @@ class Estimator(Fitted):
                 )
             )
         place = resolve_device(device)
-        work = batch_size * self.design.n_genes
+        work = (faults.LARGEST if batch_size == "auto" else batch_size) * self.design.n_genes
         number = default_threads(work) if threads == "auto" else int(threads)
         with (
             processes(place) as ranks,
@@ -360,8 +386,18 @@ class Estimator(Fitted):
             networks_at(precision, self._objective, place),
             compiled(self._objective, wanted=compile),
         ):
-            share = math.ceil(batch_size / ranks.world)
-            source = open_source(train, device=place, batch_size=share, seed=seed)
+
+            def source_of(size: int) -> Any:
+                share = math.ceil(size / ranks.world)
+                return open_source(train, device=place, batch_size=share, seed=seed)
+
+            if batch_size == "auto":
+                batch_size = faults.fitting_batch_size(
+                    self._objective.to(place),
+                    lambda size: next(iter(source_of(size).batches(epoch=0))),
+                    agree=lambda fits: all(ranks.gather(fits)),
+                )
+            source = source_of(batch_size)
             epoch = source.n_batches(world=ranks.world)
             steps = default_steps(len(train)) if max_epochs is None else max_epochs * epoch
             epochs = max(1, math.ceil(steps / epoch))
@@ -380,6 +416,12 @@ class Estimator(Fitted):
             before = copy.deepcopy(self._objective.state_dict())
             self._objective.load_state_dict(self._fresh(train, seed=seed)[2].state_dict())
             conditions, tables = self._conditions(train), self._tables()
+
+            def finish() -> None:
+                for table in tables:
+                    table.complete(conditions.to(self.device))
+                self._settle(train)
+
             for table in tables:
                 table.zero_unseen(conditions)
             trainer = Trainer(
@@ -391,6 +433,8 @@ class Estimator(Fitted):
                 checkpoint=None if checkpoint is None else Path(checkpoint),
                 checkpoint_every=max(1, epochs // 10),
                 names=names,
+                genes=self.design.genes,
+                on_nonfinite=on_nonfinite,
                 run={
                     "batch_size": batch_size,
                     "cells": hashlib.sha256("\n".join(names).encode()).hexdigest(),
@@ -412,16 +456,20 @@ class Estimator(Fitted):
                     resume=resume,
                     progress=progress,
                 )
-                for table in tables:
-                    table.complete(conditions.to(self.device))
-                self._settle(train)
+                finish()
+            except (FCRError, KeyboardInterrupt):
+                # What was trained is to answer.
+                if trainer.rows and not trainer.lost:
+                    self._objective.eval()
+                    finish()
+                raise
             finally:
                 self._objective.eval()
                 if trainer.rows:
                     self._history, self._split = trainer.history, split
                     told = {"seed": seed, "batch_size": batch_size, "steps": steps}
                     self.settings = {**told, **_told(plan)}
-                else:
+                elif not trainer.lost:
                     # Nothing was trained: what was there before is still there.
                     self._objective.load_state_dict(before)
         return self.history

@@ -1,6 +1,6 @@
 """Training: the objective, schedules, the loop, checkpoints."""
 
-from pyro_fcr.infer import gauge
+from pyro_fcr.infer import faults, gauge
 from pyro_fcr.infer.distributed import Ranks, processes
 from pyro_fcr.infer.objective import Objective, SiteELBO, Terms, Weighted
 from pyro_fcr.infer.schedule import Plan, Settled
@@ -16,6 +16,7 @@ __all__ = [
     "Terms",
     "Trainer",
     "Weighted",
+    "faults",
     "gauge",
     "processes",
     "resolve_device",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import pyro
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_fcr.errors import NonFiniteError, sentence
+from pyro_fcr.errors import FCRError, FitError, NonFiniteError, WriteError, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,11 +26,14 @@ if TYPE_CHECKING:
     from pyro_fcr.infer.objective import Objective, Terms
     from pyro_fcr.infer.schedule import Plan, Settled
 
+from pyro_fcr.infer import faults
 from pyro_fcr.infer.captured import CapturedStep, cuda_side_stream, record_cuda
 from pyro_fcr.infer.checkpoint import load_checkpoint, save_checkpoint
 from pyro_fcr.infer.distributed import Ranks
 
 __all__ = ["Trainer", "resolve_device"]
+
+log = logging.getLogger(__name__)
 
 CRITIC_LEARNING_RATE = 1e-3
 
@@ -68,6 +74,11 @@ class Trainer:
         Epochs between checkpoints.
     names
         The training cells' names, to tell them in an error; by default their positions.
+    genes
+        The genes' names, likewise.
+    on_nonfinite
+        What is done about a step whose loss or gradient is not finite: ``"raise"``, or
+        ``"skip"``, which leaves the weights as they are, up to :class:`~faults.SkipLimit`.
     run
         JSON-able, beside plan and seed: what a checkpoint must agree with to be resumed.
     ranks
@@ -84,13 +95,17 @@ class Trainer:
         checkpoint: Path | None = None,
         checkpoint_every: int = 10,
         names: Sequence[str] | None = None,
+        genes: Sequence[str] | None = None,
+        on_nonfinite: Literal["raise", "skip"] = "raise",
         run: Mapping[str, Any] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.objective, self.plan, self.seed = objective, plan, seed
         self.device = device or torch.device("cpu")
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
-        self.names = names
+        self.names, self.genes = names, genes
+        self.skips = on_nonfinite == "skip"
+        self.limit = faults.SkipLimit(plan.steps)
         self.run = dict(run or {})
         self.ranks = ranks or Ranks()
         objective.to(self.device)
@@ -122,9 +137,12 @@ class Trainer:
             if self.critic_parameters
             else None
         )
-        # On a CUDA device nobody waits to hear of a loss that is not finite: from that step on
-        # the optimisers pass over every step, and the host asks now and then.
+        # On a CUDA device nobody waits to hear of a loss that is not finite: the optimisers pass
+        # over that step, and over all that follow unless they are to be skipped alone, and the
+        # host asks now and then.
         self.failed = torch.zeros((), device=self.device)
+        self.in_a_row = torch.zeros((), device=self.device)
+        self.skipped = torch.zeros((), device=self.device)
         self.captured: CapturedStep | None = None
         if on_cuda:
             stepped: list[Any] = [self.optimiser, self.critic_optimiser]
@@ -139,6 +157,9 @@ class Trainer:
         self.rows: list[dict[str, float]] = []
         self.best = BestWeights()
         self.milestones: Mapping[int, Callable[[], None]] = {}
+        self.interrupted: Callable[[], bool] = lambda: False
+        self.lost = False
+        self.cells_a_step = 0
 
     def fit(
         self,
@@ -185,7 +206,15 @@ class Trainer:
         Raises
         ------
         NonFiniteError
-            If the loss or its gradient is not finite; the weights are those before the step.
+            If the loss or its gradient is not finite, or was so too often; the weights are those
+            before the step.
+        FitError
+            If memory does not suffice, or the device or another process was lost.
+        WriteError
+            If a checkpoint cannot be written.
+        KeyboardInterrupt
+            After a Ctrl-C, once the step is done; a second one does not wait. The best weights
+            are put back, if there are any, and the message says what is left.
         """
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), pyro.settings.context(
@@ -203,9 +232,60 @@ class Trainer:
             bar = tqdm(total=self.plan.steps, initial=self.step_count,
                        disable=not (progress and self.ranks.first),
                        desc="fit", unit="step", mininterval=0.5)  # fmt: skip
-            with bar:
-                self._epochs(source, valid, validate_every, settle, monitor, bar)
+            held = faults.deferred_interrupt() if self.ranks.world == 1 else nullcontext(bool)
+            told = None
+            with bar, held as self.interrupted:
+                try:
+                    self._epochs(source, valid, validate_every, settle, monitor, bar)
+                except (KeyboardInterrupt, FCRError, MemoryError, RuntimeError) as error:
+                    told = self._told(error)
+                    if told is None:
+                        raise
+        if told is not None:
+            if not self.lost:
+                self.best.restore(self.objective)
+            # Raised here, it does not keep the failed step's tensors.
+            raise told
         return self.history
+
+    def _told(self, error: BaseException) -> BaseException | None:
+        """Return what ended a run as one line, or ``None`` if it is nobody's fault."""
+        if isinstance(error, KeyboardInterrupt):
+            done = f"stopped after step {self.step_count} of {self.plan.steps}"
+            return KeyboardInterrupt(f"{done}; {self._survived()}")
+        if isinstance(error, WriteError):
+            return WriteError(f"{error} The run ends; {self._survived()}.")
+        if isinstance(error, FCRError):
+            return error
+        what, hint = "out of memory", faults.smaller_batch(self.cells_a_step)
+        if not faults.is_out_of_memory(error):
+            if (lost := faults.is_step_beyond_repair(error)) is None:
+                return None
+            self.lost = lost == "the device"
+            what, hint = f"{lost} was lost", "start again in a new process"
+        return FitError(
+            sentence(
+                what,
+                where=f"epoch {self.epoch + 1}, step {self.step_count + 1}",
+                expected=f"a step of {self.cells_a_step} cells to run on {self.device}",
+                got=(str(error).splitlines() or [type(error).__name__])[0][:160],
+                hint=f"{self._survived()}; {hint}",
+            )
+        )
+
+    def _survived(self) -> str:
+        """Return what is left of the run."""
+        if self.lost:
+            left = "the weights in memory are gone"
+        elif not self.rows:
+            left = "no epoch was finished, and the model stays as it was"
+        elif self.best.weights:
+            left = "the best weights so far are kept"
+        else:
+            left = f"the weights after step {self.step_count}, the last good one, are kept"
+        if self.checkpoint is not None and self.checkpoint.exists():
+            left += f", and resume=True goes on from {self.checkpoint}"
+        return left
 
     @property
     def history(self) -> pd.DataFrame:
@@ -238,6 +318,7 @@ class Trainer:
             bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if _worth_showing(k)})
             if self.checkpoint is not None and (last or self.epoch % self.checkpoint_every == 0):
                 save_checkpoint(self, self.checkpoint)
+            self._stop_if_interrupted()
         best.restore(self.objective)
 
     def _judge(
@@ -256,12 +337,15 @@ class Trainer:
     def _epoch(self, source: BatchSource, bar: tqdm) -> dict[str, float]:
         start, n_steps = time.perf_counter(), 0
         totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        steepest = torch.zeros((), device=self.device)
         self.objective.train()
         ranks = self.ranks
         for batch in source.batches(epoch=self.epoch, rank=ranks.rank, world=ranks.world):
             if self.step_count >= self.plan.steps:
                 break
             for name, value in self.step(batch.to(self.device)).items():
+                if name == "gradient_norm":
+                    steepest = torch.maximum(steepest, value)
                 totals[name] += value
             n_steps += 1
             bar.update()
@@ -271,17 +355,26 @@ class Trainer:
                     reached()
                 ranks.copy_first(self.objective)
                 self.objective.train()
+            self._stop_if_interrupted()
         self.epoch += 1
         if self.device.type == "cuda":
             self._ask()
         ranks.average(list(totals.values()))
+        skipped = float(totals.pop("skipped", 0.0))
+        made = n_steps - skipped
         return {
             "epoch": self.epoch,
             "step": self.step_count,
             "learning_rate": self.plan.rate(self.step_count - 1),
             "seconds": time.perf_counter() - start,
-            **{name: float(value) / n_steps for name, value in totals.items()},
+            **{k: float(v) / made if made else math.nan for k, v in totals.items()},
+            "gradient_norm.max": float(steepest),
+            **({"skipped": skipped} if self.skips else {}),
         }
+
+    def _stop_if_interrupted(self) -> None:
+        if self.interrupted():
+            raise KeyboardInterrupt
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Take one step on a batch and return its terms, in nats per cell.
@@ -294,6 +387,7 @@ class Trainer:
             "ramp": self.plan.ramp(self.step_count),
             "price": self.plan.price(self.step_count),
         }
+        self.cells_a_step = len(batch)
         record = (self.captured or self._advance)(batch, values)
         self.step_count += 1
         if self.device.type == "cuda" and self.step_count % ASK_EVERY == 0:
@@ -315,35 +409,70 @@ class Trainer:
         loss = terms.loss.detach()
         self.ranks.average([loss, *(p.grad for p in self.trained if p.grad is not None)])
         norm = nn.utils.clip_grad_norm_(self.trained, self.plan.clip)
+        critic, record = self._critic_gradients(terms.read, batch)
+        record = {"loss": loss, **terms.sites, "gradient_norm": norm, **record}
         # A loss that is not finite can have a finite gradient, where its bad term is constant.
-        finite = torch.isfinite(norm + loss)
+        finite = torch.isfinite(norm + loss + critic)
         if self.device.type == "cuda":
-            self.failed.copy_(torch.maximum(self.failed, (~finite).float()))
+            record = self._note(finite, record)
         elif not finite:
-            raise self._explain(batch, terms)
+            return self._pass_over(batch, terms)
+        else:
+            self.in_a_row.zero_()
         self.optimiser.step()
-        record = {"loss": loss, **terms.sites, "gradient_norm": norm}
-        return record | self._train_critics(terms.read, batch)
+        if self.critic_optimiser is not None:
+            self.critic_optimiser.step()
+        return record
+
+    def _note(self, finite: Tensor, record: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Let the optimisers know of a bad step without asking the device for it."""
+        bad = (~finite).float()
+        if not self.skips:
+            self.failed.copy_(torch.maximum(self.failed, bad))
+            return record
+        self.failed.copy_(bad)
+        self.skipped.add_(bad)
+        # Once there were too many in a row, it stays so until the host asks.
+        row = (self.in_a_row + bad) * bad
+        over = self.in_a_row >= self.limit.IN_A_ROW
+        self.in_a_row.copy_(torch.where(over, self.in_a_row, row))
+        kept = {k: torch.where(finite, v, torch.zeros_like(v)) for k, v in record.items()}
+        return {**kept, "skipped": bad}
+
+    def _pass_over(self, batch: Batch, terms: Terms) -> dict[str, Tensor]:
+        first = not self.skipped
+        self.skipped += 1
+        self.in_a_row += 1
+        if not self.skips or self.limit.reached(self.in_a_row, self.skipped):
+            raise self._explain(batch, terms)
+        if first:
+            log.warning("a step is skipped: %s", self._explain(batch, terms))
+        return {"skipped": torch.ones(())}
 
     def _ask(self) -> None:
-        if self.failed:
+        failed = self.limit.reached(self.in_a_row, self.skipped) if self.skips else self.failed
+        if failed:
             where = f"epoch {self.epoch + 1}, up to step {self.step_count}"
             raise NonFiniteError(
                 sentence(
-                    "the objective is not finite",
+                    f"the objective is not finite{self._so_often()}",
                     where=where,
                     expected="a finite loss and gradient",
                     got="inf or nan",
-                    hint="the weights before that step are kept; try a lower learning_rate, or "
-                    "device='cpu', which names the cells",
+                    hint=f"{self._survived()}; try a lower learning_rate, or device='cpu', which "
+                    "names the cells",
                 )
             )
 
-    def _train_critics(
+    def _so_often(self) -> str:
+        return f", and {int(self.skipped)} steps were skipped" if self.skips else ""
+
+    def _critic_gradients(
         self, read: dict[str, dict[str, Tensor]], batch: Batch
-    ) -> dict[str, Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Make the critics' gradients; return their loss and their accuracies."""
         if self.critic_optimiser is None:
-            return {}
+            return self.failed.new_zeros(()), {}
         losses, accuracies = [], {}
         for name, part in self.critics.items():
             part.requires_grad_(True)
@@ -351,10 +480,12 @@ class Trainer:
             losses.append(loss)
             accuracies[f"accuracy.{name}"] = accuracy.detach()
         self.critic_optimiser.zero_grad(set_to_none=True)
-        torch.stack(losses).sum().backward()
-        self.ranks.average([p.grad for p in self.critic_parameters if p.grad is not None])
-        self.critic_optimiser.step()
-        return accuracies
+        total = torch.stack(losses).sum()
+        total.backward()
+        total = total.detach()
+        grads = [p.grad for p in self.critic_parameters if p.grad is not None]
+        self.ranks.average([total, *grads])
+        return total, accuracies
 
     @torch.no_grad()
     def evaluate(self, source: BatchSource) -> dict[str, float]:
@@ -374,23 +505,25 @@ class Trainer:
 
     def _explain(self, batch: Batch, terms: Terms) -> NonFiniteError:
         bad = [name for name, value in terms.sites.items() if not torch.isfinite(value)]
-        with torch.no_grad():
-            positions = [
-                int(batch.index[i])
-                for i in range(len(batch))
-                if not torch.isfinite(self.objective(batch.rows(torch.tensor([i]))).loss)
-            ]
-        cells = [self.names[i] if self.names else i for i in positions]
+        with torch.random.fork_rng([]):
+            rows = faults.not_finite_cells(self.objective, batch)
+            genes = (
+                faults.not_finite_genes(self.objective, batch.rows(torch.tensor(rows[:1])))
+                if rows
+                else []
+            )
+        cells = faults.named("cells", [int(batch.index[row]) for row in rows], self.names)
+        told = f"{cells}, {faults.named('genes', genes, self.genes)}" if genes else cells
         site = f"site {', '.join(bad)}" if bad else "its gradient"
-        where = f"epoch {self.epoch + 1}, step {self.step_count + 1}"
         return NonFiniteError(
             sentence(
-                f"the objective is not finite at {site}, cells {cells[:5] or 'none alone'}",
-                where=where,
+                f"the objective is not finite at {site}, {told if rows else 'no cell alone'}"
+                f"{self._so_often()}",
+                where=f"epoch {self.epoch + 1}, step {self.step_count + 1}",
                 expected="a finite loss and gradient",
                 got=f"loss {float(terms.loss.detach()):.4g}",
-                hint="the weights before this step are kept; try a lower learning_rate or look at "
-                "the cells named",
+                hint=f"{self._survived()}; try a lower learning_rate, look at the cells named, or "
+                "pass over such steps with on_nonfinite='skip'",
             )
         )
 

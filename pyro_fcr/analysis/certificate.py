@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 
 from pyro_fcr.analysis.conditions import condition_cells
-from pyro_fcr.analysis.draws import draw_globals
+from pyro_fcr.analysis.draws import draw_globals, prior_moments
 from pyro_fcr.errors import DesignError, sentence
 from pyro_fcr.evaluate import Certificate, bootstrap_prior, rank_certificate
 
@@ -57,7 +57,7 @@ def learned_prior(
     found = []
     for values in shared:
         trace = poutine.trace(poutine.condition(model, data=dict(values))).get_trace(batch)
-        found.append(_moments(trace.nodes[block]["fn"]))
+        found.append(prior_moments(trace.nodes[block]["fn"]))
     loc = torch.stack([mean for mean, _ in found]).mean(0)
     variance = torch.stack([variance for _, variance in found]).mean(0)
     shape = (design.n_treatment_levels, design.n_covariate_levels, loc.shape[-1])
@@ -140,11 +140,3 @@ def interaction_certificate(
             "deviations apart in half of the conditions or more, train longer",
         )
     return certificate
-
-
-def _moments(made: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    try:
-        return made.mean, made.variance
-    except NotImplementedError:
-        drawn = made.sample((2000,))
-        return drawn.mean(0), drawn.var(0)

@@ -10,7 +10,13 @@ import pandas as pd
 import torch
 from pyro import poutine
 
-from pyro_fcr.analysis.draws import draw_globals, draw_observation, draw_sites, seeded
+from pyro_fcr.analysis.draws import (
+    draw_globals,
+    draw_observation,
+    draw_sites,
+    prior_moments,
+    seeded,
+)
 from pyro_fcr.evaluate import randomised_pit, sbc_ranks
 from pyro_fcr.model import OBSERVATION
 from pyro_fcr.nn import in_cell_plate, latent_sites, marginal
@@ -163,7 +169,7 @@ def block_use(
                 continue
             q, p = marginal(site), _distribution(trace.nodes[name])
             gain = (_log_prob(site) - p.log_prob(site["value"])).cpu().numpy()
-            moments = [m.cpu().numpy() for m in (q.mean, q.variance, *_moments_of(p))]
+            moments = [m.cpu().numpy() for m in (q.mean, q.variance, *prior_moments(p))]
             totals.setdefault(name, []).append((gain, *moments))
     rows = []
     for name, parts in totals.items():
@@ -182,14 +188,6 @@ def block_use(
             }
         )
     return pd.DataFrame(rows).set_index("block")
-
-
-def _moments_of(prior: Any) -> tuple[Any, Any]:
-    try:
-        return prior.mean, prior.variance
-    except NotImplementedError:
-        drawn = prior.sample((64,))
-        return drawn.mean(0), drawn.var(0)
 
 
 def _overlap(mean: NDArray, variance: NDArray, other: NDArray, spread: NDArray) -> NDArray:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyro_fcr.data import Batch
     from pyro_fcr.model import LatentModel
 
-__all__ = ["draw_globals", "draw_observation", "draw_sites", "moments", "seeded"]
+__all__ = ["draw_globals", "draw_observation", "draw_sites", "moments", "prior_moments", "seeded"]
 
 
 @contextmanager
@@ -62,6 +62,21 @@ def moments(guide: Callable[[Batch], Any], batch: Batch) -> dict[str, tuple[Tens
         for name, site in latent_sites(trace).items()
         if in_cell_plate(site)
     }
+
+
+def prior_moments(prior: Any) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of a prior, from draws where it has no closed form.
+
+    Parameters
+    ----------
+    prior
+        Batch shape (B,), event shape (d,).
+    """
+    try:
+        return prior.mean, prior.variance
+    except NotImplementedError:
+        drawn = prior.sample((2000,))
+        return drawn.mean(0), drawn.var(0)
 
 
 @torch.no_grad()

@@ -3,6 +3,12 @@
 from pyro_fcr.evaluate.agreement import (
     restart_agreement,
 )
+from pyro_fcr.evaluate.assumptions import (
+    CommonCorrelation,
+    PriorShift,
+    common_correlation,
+    prior_shift,
+)
 from pyro_fcr.evaluate.baselines import (
     Additive,
     Baseline,
@@ -100,6 +106,7 @@ __all__ = [
     "BASELINES",
     "Baseline",
     "Certificate",
+    "CommonCorrelation",
     "ControlMean",
     "DCI",
     "DecoderOnly",
@@ -112,6 +119,7 @@ __all__ = [
     "PCAAdditive",
     "PrincipalComponents",
     "PriorReplicates",
+    "PriorShift",
     "Ridge",
     "Separability",
     "Training",
@@ -125,6 +133,7 @@ __all__ = [
     "centroid_accuracy",
     "choose_targets",
     "cluster_agreement",
+    "common_correlation",
     "conformal_additive",
     "coverage",
     "dci",
@@ -148,6 +157,7 @@ __all__ = [
     "pearson_change",
     "pit_by_gene",
     "principal_components",
+    "prior_shift",
     "profile",
     "profiles",
     "r2",

@@ -18,7 +18,7 @@ Two yardsticks make the question answerable from noisy parameters:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -72,6 +72,9 @@ class Certificate:
         The effect that the test finds with 80 % power, in the same unit.
     threshold
         The effect below which a direction counts as absent.
+    doubts
+        Assumptions beside the rank that the cells contradict, each in words; with any,
+        "identified" becomes "undetermined".
     """
 
     verdict: Literal["identified", "not identified", "undetermined"]
@@ -87,6 +90,7 @@ class Certificate:
     effect_upper: float
     detectable: float
     threshold: float
+    doubts: tuple[str, ...] = ()
 
     @property
     def identified(self) -> bool:
@@ -103,10 +107,26 @@ class Certificate:
                 f"; weakest interaction {self.effect:.2f} cell standard deviations "
                 f"(at most {self.effect_upper:.2f}), p = {self.p_value:.2g}"
             )
+        beside = f" Beside the rank: {'; '.join(self.doubts)}." if self.doubts else ""
         return (
             f"z_tx is {self.verdict}: {self.reason}. {self.n_contrasts} interaction contrasts "
-            f"for the {self.n_needed} that n_tx = {self.n_needed // 2} needs; {numbers}."
+            f"for the {self.n_needed} that n_tx = {self.n_needed // 2} needs; {numbers}.{beside}"
         )
+
+    def doubting(self, doubts: tuple[str, ...]) -> Certificate:
+        """Return the certificate in the light of broken assumptions.
+
+        Parameters
+        ----------
+        doubts
+            In words; the certificate itself where there are none.
+        """
+        if not doubts:
+            return self
+        if not self.identified:
+            return replace(self, doubts=doubts)
+        reason = "the rank is full, but the cells contradict what the theory assumes beside it"
+        return replace(self, verdict="undetermined", reason=reason, doubts=doubts)
 
 
 @dataclass(frozen=True, kw_only=True)

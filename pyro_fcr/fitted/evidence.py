@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_fcr.analysis.assumptions import doubts, posterior_and_prior
 from pyro_fcr.analysis.certificate import interaction_certificate, learned_prior
 from pyro_fcr.analysis.diagnose import diagnose
 from pyro_fcr.analysis.diagnostics import importance, predictive_checks
@@ -103,6 +104,10 @@ class Evidence(Counterfactuals):
     ) -> Certificate:
         """Say whether the interaction block is identified, from its prior's interactions.
 
+        The theory assumes more than the rank of these: that no block depends on a label which is
+        no parent of it, and that the block's components are independent within conditions. Where
+        the training cells contradict that, ``doubts`` says so and nothing is "identified".
+
         Parameters
         ----------
         adata
@@ -148,12 +153,15 @@ class Evidence(Counterfactuals):
         split = self._split if adata is None and split is None else split
         if split is not None:
             cells = cells.subset(split.mask(cells, "train"))
-        mean, sd = self._moments(cells)[block]
+        moments = posterior_and_prior(self.model, self.guide, self._chunks(cells), seed=seed)
         with seeded(seed):
             prior = learned_prior(self.model, self.guide, block, self.design)
-        return interaction_certificate(
-            mean, sd, cells, prior=prior, replicates=replicates, seed=seed
+        mean, variance = moments[block][:2]
+        certificate = interaction_certificate(
+            mean, np.sqrt(variance), cells, prior=prior, replicates=replicates, seed=seed
         )
+        parents = {b.name: self.design.roles(b.parents) for b in self.declaration.blocks}
+        return certificate.doubting(doubts(moments, parents, cells, block))
 
     def diagnose(self, adata: AnnData | None = None, *, seed: int = 0) -> Diagnosis:
         """Run the cheap diagnostics and say in plain words what is fine, what is not, what to try.

@@ -78,7 +78,7 @@ def test_the_page_tells_the_run(page, split) -> None:
                     "Diagnosis", "Effects on genes", "Who answers differently"):  # fmt: skip
         assert section in page
     assert re.search(r'<tr class="reads"><td>reconstruction[^<]*no prediction', page)
-    assert page.count("no prediction</td>") == 1
+    assert page.count("no prediction</td>") == 2
 
 
 class Tables(HTMLParser):
@@ -133,7 +133,7 @@ def test_findings_carry_their_state_as_a_word(page) -> None:
     said = {"fine": "✓ fine", "look": "! know", "bad": "✗ bad"}
     assert all(said[state] == word for state, word in states)
     total, *counts = map(int, re.search(
-        r"(\d+) things were looked at: (\d+) are fine, (\d+) should be known, (\d+) are bad", page
+        r"(\d+) things were looked at. Fine: (\d+); to be known: (\d+); bad: (\d+)", page
     ).groups())  # fmt: skip
     assert total == len(states) == sum(counts)
     assert counts == [sum(s == state for s, _ in states) for state in said]
@@ -320,7 +320,7 @@ def test_the_page_opens_in_a_browser(stored, tmp_path) -> None:
     assert len(sheets) == 5
     for sheet in sheets:
         assert sheet.count("<th ") == sheet.count("<button")
-    assert 'title="Expected share of false ones at most 5 %. Click to sort."' in done.stdout
+    assert 'title="No: no cells, the model extrapolates. Click to sort."' in done.stdout
     assert done.stdout.count('<input type="search"') >= 3
 
 

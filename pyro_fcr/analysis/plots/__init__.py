@@ -8,6 +8,7 @@ from pyro_fcr.analysis.plots.cells import latents, overview, principal_axes
 from pyro_fcr.analysis.plots.effects import dose_response, intervals
 from pyro_fcr.analysis.plots.factors import interaction, leakage, leakage_matrix, masks
 from pyro_fcr.analysis.plots.judgement import (
+    YARDSTICKS,
     counterfactual,
     coverage,
     evaluation,
@@ -18,6 +19,7 @@ from pyro_fcr.analysis.plots.training import history
 
 __all__ = [
     "PALETTE",
+    "YARDSTICKS",
     "counterfactual",
     "coverage",
     "dose_response",

@@ -209,7 +209,7 @@ def masks(
     values = table.to_numpy(dtype=float)
     words = np.full(values.shape, "", dtype=object)
     if values.shape[1] <= 12 and len(values) <= 40:
-        words[:] = [[f"{v:.2f}" if np.isfinite(v) else "–" for v in row] for row in values]
+        words[:] = [[_probability(v) for v in row] for row in values]
     with house_style():
         ax = own_axes(ax, height=max(0.24 * len(table), 0.6) + 1.1)
         rows, columns = ([short(str(v)) for v in a] for a in (table.index, table.columns))
@@ -218,3 +218,10 @@ def masks(
              steep=steep, cmap=cmap)  # fmt: skip
         ax.set(xlabel="component", title=title or "")
     return finish(ax, show=show, save=save)
+
+
+def _probability(value: float) -> str:
+    if not np.isfinite(value):
+        return "–"
+    # What is next to impossible is left blank: the eye is for the rest.
+    return f"{value:.2f}" if value >= 0.05 else ""

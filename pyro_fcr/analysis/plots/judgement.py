@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["counterfactual", "coverage", "evaluation", "rank_histogram"]
+
+YARDSTICKS = (
+    "reconstruction", "half of the test cells", "interpolated half", "training cells",
+)  # fmt: skip
+"""How rows of an evaluation begin that are no prediction: they have read cells of the condition."""
 
 _METRICS = {
     "pearson_change_top100": "Pearson of the change,\ntop 100 DE genes",
@@ -115,7 +121,8 @@ def evaluation(
     Parameters
     ----------
     table
-        What ``model.evaluate`` returns. A reconstruction is drawn hollow: it has read the cells.
+        What ``model.evaluate`` returns. What is no prediction, a reconstruction or the noise
+        ceiling, is drawn hollow.
     metrics
         Columns to draw.
     show
@@ -141,10 +148,10 @@ def evaluation(
             values = table[metric].to_numpy(dtype=float)
             for place, method, value in zip(places, methods, values, strict=True):
                 look: dict[str, Any] = {"color": PALETTE[0] if place == 0 else GREY}
-                if method.startswith("reconstruction"):
+                if method.startswith(YARDSTICKS):
                     look = {"facecolor": "none", "edgecolor": GREY, "hatch": "////"}
                 ax.barh(place, value, height=0.7, **look)
-            ax.set_yticks(places, [wrapped(_method(m), 16) for m in methods])
+            ax.set_yticks(places, [wrapped(_method(m), 18) for m in methods])
             ax.axvline(0, color="black", lw=0.6)
             _room_for_numbers(ax, places, values)
             ax.set_title(_METRICS.get(metric, metric))
@@ -290,4 +297,5 @@ def _name_points(
 
 
 def _method(name: str) -> str:
-    return name.replace("_", " ").removesuffix(" (reads the test cells)")
+    kind = re.search(r"\((noise ceiling|ceiling|positive control)\)$", name)
+    return kind[1] if kind else name.replace("_", " ").removesuffix(" (reads the test cells)")

@@ -118,8 +118,8 @@ def show_diagnosis(
     page.tables["diagnosis"] = {"rows": found.findings}
     states = [finding.state for finding in found.findings]
     page.words["diagnosis"] = (
-        f"{len(states)} things were looked at: {states.count('fine')} are fine, "
-        f"{states.count('look')} should be known, {states.count('bad')} are bad."
+        f"{len(states)} things were looked at. Fine: {states.count('fine')}; to be known: "
+        f"{states.count('look')}; bad: {states.count('bad')}."
     )
 
 

@@ -61,13 +61,16 @@ def show_effects(page: Page, model: Reported, cells: Cells, seed: int) -> None:
         f"Estimated from {len(chosen):,} cells with {draws} posterior draws; intervals hold "
         f"{effects.level:.0%}."
     )
-    ranked = effects.interactions()
-    _show_genes(page, effects, ranked)
     if len(effects.covariates) > 1:
+        ranked = effects.interactions()
         _show_ranking(page, effects, ranked)
         _show_shares(page, effects)
+        _show_genes(page, effects, ranked[["treatment", "covariate"]].to_numpy().tolist())
     else:
-        page.missing["shares"] = "There is one group of cells alone, so no interaction."
+        # The strongest treatment first: there is one group of cells.
+        size = (effects.draws.mean(0) ** 2).mean((1, 2))
+        first = [effects.treatments[t] for t in np.argsort(-size)]
+        _show_genes(page, effects, [[t, effects.covariates[0]] for t in first])
 
 
 def _show_ranking(page: Page, effects: Effects, ranked: pd.DataFrame) -> None:
@@ -93,29 +96,33 @@ def _show_ranking(page: Page, effects: Effects, ranked: pd.DataFrame) -> None:
     page.tables["ranking"] = rows(ranked, most=RANKED, notes=notes)
 
 
-def _show_genes(page: Page, effects: Effects, ranked: pd.DataFrame) -> None:
-    tables, hovers = [], []
-    for t, x in ranked[["treatment", "covariate"]].head(SHOWN_CONDITIONS).to_numpy():
+def _show_genes(page: Page, effects: Effects, conditions: list[list[str]]) -> None:
+    tables, hovers, silent = [], [], 0
+    for t, x in conditions[:SHOWN_CONDITIONS]:
         found = effects.genes_of(t, x)
         # The likeliest effects are many: of those, the largest.
-        sure = found[found["selected"]] if found["selected"].any() else found.head(SHOWN_GENES)
+        sure = found[found["selected"]]
+        silent += not len(sure)
         sure = sure.loc[sure["lfc"].abs().sort_values(ascending=False).index].head(SHOWN_GENES)
         hovers += [
             f"The model alone says {number(row.model)}, the cells alone {number(row.measured)}"
             for row in sure.itertuples()
         ]
         named = {"treatment": t, "covariate": x, "gene": sure.index}
-        kept = sure[["lfc", "low", "high", "p_effect", "selected"]]
-        kept = kept.assign(selected=np.where(kept["selected"], "yes", "no"))
+        if len(effects.covariates) == 1:
+            del named["covariate"]
+        kept = sure[["lfc", "low", "high", "p_effect"]]
         tables.append(kept.reset_index(drop=True).assign(**named)[[*named, *kept.columns]])
     table = pd.concat(tables, ignore_index=True)
+    if silent:
+        many = "condition has" if silent == 1 else "conditions have"
+        page.words["silent"] = f"{silent} {many} no gene that is sure enough."
     notes = {
         "lfc": "Log2 fold change against control cells of the same group, posterior mean",
         "p effect": "Probability that the change is larger than 0.25 either way",
-        "selected": "Expected share of false ones at most 5 %",
     }
     page.tables["genes"] = rows(table, most=len(table), hovers=hovers, notes=notes)
-    page.tables["genes"]["left_out"] = max(0, len(ranked) - SHOWN_CONDITIONS)
+    page.tables["genes"]["left_out"] = max(0, len(conditions) - SHOWN_CONDITIONS)
 
 
 def _show_shares(page: Page, effects: Effects) -> None:

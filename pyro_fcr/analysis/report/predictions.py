@@ -53,6 +53,7 @@ def show_predictions(
     long = evaluation.reset_index()
     conditions = long[["treatment", "covariate"]].drop_duplicates()
     table = long.drop(columns=["treatment", "covariate"]).groupby("method", sort=False).mean()
+    table = table.dropna(axis=1, how="all")
     page.draw("evaluation", plots.evaluation(table), "The model beside the baselines, one panel "
               "per metric, as given in the table.")  # fmt: skip
     page.tables["evaluation"] = {
@@ -61,7 +62,7 @@ def show_predictions(
             {
                 "method": str(name).replace("_", " "),
                 "cells": [number(v) for v in row],
-                "reads": str(name).startswith("reconstruction"),
+                "reads": str(name).startswith(plots.YARDSTICKS),
             }
             for name, row in zip(table.index, table.to_numpy(), strict=True)
         ],
@@ -131,8 +132,8 @@ def _categories(column: pd.Series) -> list[Any]:
 
 def _compared(table: pd.DataFrame, metric: str = "pearson_change_top100") -> str:
     """Say in words how the model, which is the first row, stands to the baselines."""
-    scores = table[metric]
-    rivals = scores[[not str(n).startswith("reconstruction") for n in scores.index]].iloc[1:]
+    scores = table.get(metric, pd.Series(np.nan, table.index))
+    rivals = scores[[not str(n).startswith(plots.YARDSTICKS) for n in scores.index]].iloc[1:]
     rivals = rivals.dropna()
     if not len(rivals) or not np.isfinite(scores.iloc[0]):
         return ""

@@ -44,6 +44,11 @@ _TOLD = {
     ),
 }
 
+_ALONE = (
+    "What the cell is, and what is done to it",
+    "The one block of this system: labels shift it, and cells differ within a condition.",
+)
+
 
 def describe_run(page: Page, model: Reported, split: Split | None, run: Mapping[str, Any]) -> None:
     """Say what went in, how it was cut and trained, and with which versions."""
@@ -81,10 +86,13 @@ def describe_run(page: Page, model: Reported, split: Split | None, run: Mapping[
 def describe_blocks(model: Reported) -> list[dict[str, Any]]:
     """Say of every block what it is meant to hold, from its parents."""
     made = []
-    for block in model.declaration.blocks:
+    blocks = model.declaration.blocks
+    for block in blocks:
         causes = " and ".join(sorted(block.parents)) or "nothing"
         roles = model.design.roles(block.parents)
         head, text = _TOLD.get(roles, (f"What goes with {causes}", "A latent block."))
+        if len(blocks) == 1 and roles:
+            head, text = _ALONE
         made.append({"name": block.name, "size": block.size, "head": head, "text": text})
     return made
 

@@ -35,10 +35,11 @@ def show_targets(page: Page, model: Reported) -> None:
         return
     table = model.targets(block, level=LEVEL)
     inclusion = table["inclusion"].unstack(sort=False)
-    # Treatments that move the same latents stand together, the surest first.
     strongest = inclusion.max(axis=1).sort_values(ascending=False).index[:DRAWN_TREATMENTS]
     drawn = inclusion.loc[strongest]
-    drawn = drawn.loc[drawn.sort_values(list(drawn.columns), ascending=False).index]
+    # Treatments that move the same component stand together; those that move none, at the end.
+    first = np.where(drawn.max(axis=1) >= 0.5, drawn.to_numpy().argmax(1), drawn.shape[1])
+    drawn = drawn.iloc[np.lexsort([-drawn.max(axis=1), first])]
     drawn.columns = [name.removeprefix(f"{block}_") for name in drawn.columns]
     axes = plots.masks(drawn)
     axes.set_xlabel(f"component of {block}")
@@ -48,7 +49,7 @@ def show_targets(page: Page, model: Reported) -> None:
     left_out = max(0, inclusion.shape[0] - len(drawn))
     page.words["targets"] = (
         f"{len(chosen)} of {len(table):,} pairs of treatment and component are selected, of which "
-        f"a tenth may be wrong by the model's own account; "
+        f"at most a tenth are expected to be wrong; "
         f"{chosen.index.get_level_values(0).nunique()} of {len(inclusion)} treatments move "
         f"anything." + (f" The picture leaves out the {left_out} least sure." if left_out else "")
     )

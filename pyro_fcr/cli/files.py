@@ -13,11 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import anndata
+import h5py
 import pandas as pd
 
 import pyro_fcr as pf
 from pyro_fcr._version import __version__
 from pyro_fcr.cli.options import known_device
+from pyro_fcr.data import keep_inside
 from pyro_fcr.datasets.bundled import SHA256
 from pyro_fcr.errors import DesignError, LoadError, sentence
 from pyro_fcr.files import together, whole
@@ -53,7 +55,11 @@ def read_data(path: Path) -> AnnData:
                      hint="check the path")
         )  # fmt: skip
     try:
+        with h5py.File(path, "r") as file:
+            keep_inside(file, path)
         return anndata.read_h5ad(path)
+    except LoadError:
+        raise
     except DAMAGE as error:
         raise LoadError(
             sentence(

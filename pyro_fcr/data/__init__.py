@@ -14,7 +14,7 @@ from pyro_fcr.data.sources import (
     open_source,
 )
 from pyro_fcr.data.splits import Split
-from pyro_fcr.data.stored import Stored, StoredCounts, open_data
+from pyro_fcr.data.stored import Stored, StoredCounts, keep_inside, open_data
 
 __all__ = [
     "Batch",
@@ -28,6 +28,7 @@ __all__ = [
     "Stored",
     "StoredCounts",
     "StreamSource",
+    "keep_inside",
     "open_data",
     "open_source",
     "splits",

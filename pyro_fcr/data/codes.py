@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -18,6 +19,7 @@ from pyro_fcr.data.treatments import (
     rounded,
 )
 from pyro_fcr.errors import LoadError, SchemaError, sentence
+from pyro_fcr.reading import DAMAGE, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -337,18 +339,20 @@ class Codes:
         """
         try:
             require_counts = bool(values["require_counts"])
-            return cls(
+            made = cls(
                 schema=Schema.from_dict(values["schema"]),
-                genes=tuple(values["genes"]),
-                treatments=tuple(values["treatments"]),
+                genes=_names(values["genes"]),
+                treatments=_names(values["treatments"]),
                 treatment_keys=tuple(
                     tuple((str(part), float(dose)) for part, dose in key)
                     for key in values["treatment_keys"]
                 ),
-                covariates={name: tuple(levels) for name, levels in values["covariates"]},
+                covariates={str(name): _names(levels) for name, levels in values["covariates"]},
                 covariate_levels=tuple(tuple(levels) for levels in values["covariate_levels"]),
-                batches=tuple(values["batches"]),
-                condition_counts=tuple((t, x, n) for t, x, n in values["condition_counts"]),
+                batches=_names(values["batches"]),
+                condition_counts=tuple(
+                    (int(t), int(x), int(n)) for t, x, n in values["condition_counts"]
+                ),
                 require_counts=require_counts,
                 # Designs saved without these had the factors as they were given.
                 library=values.get("library", usual_library(require_counts)),
@@ -364,16 +368,60 @@ class Codes:
                     str(name): float(unit) for name, unit in values.get("dose_units", {}).items()
                 },
             )
-        except (KeyError, TypeError, ValueError) as error:
+            made._check_together()
+        except LoadError:
+            raise
+        except DAMAGE as error:
             raise LoadError(
                 sentence(
                     "a design that cannot be read",
                     where="Design.from_dict",
                     expected="the values that Design.to_dict made",
-                    got=f"{type(error).__name__}: {error}",
+                    got=first_line(error),
                     hint="save the model again with this version",
                 )
             ) from error
+        return made
+
+    def _check_together(self) -> None:
+        """Raise ValueError where the fields contradict one another."""
+        schema, numbers = self.schema, [*self.dose_units.values(), self.size_factor_unit]
+        numbers += [sd for _, sd in self.continuous.values()]
+        numbers += [dose for key in self.treatment_keys for _, dose in key]
+        parts = {part for key in self.treatment_keys for part, _ in key}
+        levels = [set(levels) for levels in self.covariates.values()]
+        joint = self.covariate_levels
+        for agree, what in (
+            (self.genes, "genes"),
+            (tuple(self.covariates) == tuple(schema.covariates), "covariates"),
+            (tuple(self.continuous) == tuple(schema.continuous), "continuous covariates"),
+            (bool(self.batches) == (schema.batch is not None), "batches"),
+            (self.library in ("totals", "ones"), "library"),
+            (all(math.isfinite(x) and x > 0 for x in numbers), "doses, units or spreads"),
+            (all(math.isfinite(mean) for mean, _ in self.continuous.values()), "means"),
+            (self.treatment_keys[:1] == ((),), "treatment groups"),
+            (len(set(self.treatment_keys)) == len(self.treatment_keys), "treatment groups"),
+            (parts | set(self.dose_units) <= set(self.treatments), "treatments"),
+            (joint and len(set(joint)) == len(joint), "covariate groups"),
+            (all(len(row) == len(levels) for row in joint), "covariate groups"),
+            (all(v in k for row in joint for v, k in zip(row, levels, strict=True)), "levels"),
+            (
+                all(
+                    0 <= t < len(self.treatment_keys) and 0 <= x < len(joint) and n > 0
+                    for t, x, n in self.condition_counts
+                ),
+                "conditions",
+            ),
+        ):
+            if not agree:
+                raise ValueError(f"{what} that contradict the rest")
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    names = tuple(values)
+    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise TypeError("names that are no strings, or one name twice")
+    return names
 
 
 def _features(values: Any, n_treatments: int) -> NDArray[np.float32] | None:

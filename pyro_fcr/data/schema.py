@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,9 @@ class Schema:
         """Check the fields."""
         for field in ("covariates", "continuous"):
             given = getattr(self, field)
-            names = (given,) if isinstance(given, str) else tuple(given or ())
+            given = () if given is None else given
+            several = isinstance(given, Iterable) and not isinstance(given, str)
+            names = tuple(given) if several else (given,)
             object.__setattr__(self, field, names)
             for name in names:
                 _text_or_none(field, name, optional=False)
@@ -135,6 +138,8 @@ class Schema:
         SchemaError
             If a field is none that a schema has.
         """
+        if not isinstance(fields_by_name, dict):
+            fields_by_name = {repr(fields_by_name)[:80]: None}
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(fields_by_name) - set(known))
         if unknown:

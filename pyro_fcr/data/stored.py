@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,14 +15,14 @@ import pandas as pd
 from scipy import sparse
 
 from pyro_fcr.errors import GeneError, LoadError, SchemaError, sentence
-from pyro_fcr.reading import DAMAGE, first_line
+from pyro_fcr.reading import DAMAGE, first_line, regular
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["Stored", "StoredCounts", "open_data", "stored_matrix"]
+__all__ = ["Stored", "StoredCounts", "keep_inside", "open_data", "stored_matrix"]
 
 GAP = 64
 """Rows that are read over rather than read around."""
@@ -51,10 +52,8 @@ class _Part(NamedTuple):
         starts, stops = rows[np.append(0, ends + 1)], rows[np.append(ends, len(rows) - 1)] + 1
         pieces = []
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            try:
+            with _reading(self.arrays[0].name):
                 piece = self._slice(start, stop)
-            except DAMAGE as error:
-                raise _unreadable(self.arrays[0].name, error) from error
             wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
             pieces.append(piece if len(wanted) == stop - start else piece[wanted])
         if len(self.arrays) == 1:
@@ -212,7 +211,8 @@ class Stored:
     @property
     def layers(self) -> dict[str, StoredCounts]:
         """The first file's layers."""
-        names = self._groups[0]["layers"].keys() if "layers" in self._groups[0] else ()
+        with _reading(self.paths[0]):
+            names = list(self._groups[0]["layers"]) if "layers" in self._groups[0] else []
         return {name: self._matrix(f"layers/{name}") for name in names}
 
     @property
@@ -237,15 +237,17 @@ class Stored:
     def _matrix(self, key: str) -> StoredCounts:
         parts = []
         for group, path, columns in zip(self._groups, self.paths, self._columns, strict=True):
-            found = _lazy(group[key]) if key in group else None
-            part = None if found is None else _Part.of(found)
+            with _reading(path):
+                found = _lazy(group[key]) if key in group else None
+                part = None if found is None else _Part.of(found)
+                told = "none" if found is None else str(dict(group[key].attrs))[:120]
             if part is None:
                 raise LoadError(
                     sentence(
                         "counts that cannot be read by cells",
                         where=f"{path}: {key}",
                         expected="a CSR or dense matrix",
-                        got="none" if key not in group else str(dict(group[key].attrs))[:120],
+                        got=told,
                         hint="write the matrix with adata.X = adata.X.tocsr(), or load the file",
                     )
                 )
@@ -302,36 +304,92 @@ def _open(path: Path) -> Any:
             sentence("no such file", where="adata", expected="an .h5ad file or a Zarr store",
                      got=str(path), hint="check the path")
         )  # fmt: skip
-    try:
+    with _reading(path):
         if path.is_dir():
-            return import_module("zarr").open_group(str(path), mode="r")
-        return h5py.File(path, "r")
-    except ModuleNotFoundError as error:
+            return _zarr(path).open_group(str(path), mode="r")
+        file = h5py.File(regular(path), "r")
+        keep_inside(file, path)
+        return file
+
+
+def _zarr(path: Path) -> Any:
+    try:
+        return import_module("zarr")
+    except ImportError as error:
         raise LoadError(
             sentence("Zarr is not installed", where=str(path), expected="the package zarr",
                      got="none", hint="pip install 'pyro-fcr[zarr]'")
         ) from error  # fmt: skip
+
+
+@contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except LoadError:
+        raise
     except DAMAGE as error:
-        raise _unreadable(path, error) from error
+        raise LoadError(
+            sentence(
+                "the file cannot be read",
+                where=str(path),
+                expected="an .h5ad file or Zarr store that anndata wrote",
+                got=first_line(error),
+                hint="write it again with adata.write_h5ad or adata.write_zarr",
+            )
+        ) from error
+
+
+def keep_inside(file: h5py.File, path: Path) -> None:
+    """Refuse an HDF5 file that would have other files read.
+
+    Parameters
+    ----------
+    file
+        Opened.
+    path
+        Where it is.
+
+    Raises
+    ------
+    LoadError
+        If it has an external link, a virtual data set of other files, or external storage.
+    """
+    groups, seen = [file["/"]], {file["/"].id}
+    while groups:
+        group = groups.pop()
+        for name in group:
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                raise _escape(path, link.filename)
+            found = group.get(name)
+            if isinstance(found, h5py.Dataset):
+                sources = found.virtual_sources() if found.is_virtual else ()
+                elsewhere = [source.file_name for source in sources if source.file_name != "."]
+                elsewhere += [source for source, *_ in found.external or ()]
+                if elsewhere:
+                    raise _escape(path, elsewhere[0])
+            # A group may be its own descendant.
+            elif isinstance(found, h5py.Group) and found.id not in seen:
+                seen.add(found.id)
+                groups.append(found)
+
+
+def _escape(path: Path, to: str) -> LoadError:
+    return LoadError(
+        sentence(
+            "the file would have another one read",
+            where=str(path),
+            expected="data of its own",
+            got=repr(to),
+            hint="copy the data into one file",
+        )
+    )
 
 
 def _element(group: Any, key: str, path: Path) -> Any:
-    try:
+    with _reading(path):
         return ad.io.read_elem(group[key])
-    except DAMAGE as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path | str, error: Exception) -> LoadError:
-    return LoadError(
-        sentence(
-            "the file cannot be read",
-            where=str(path),
-            expected="an .h5ad file or Zarr store that anndata wrote",
-            got=first_line(error),
-            hint="write it again with adata.write_h5ad or adata.write_zarr",
-        )
-    )
 
 
 def _lazy(stored: Any) -> Any:

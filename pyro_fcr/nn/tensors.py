@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 
 from pyro_fcr.errors import LoadError, sentence
@@ -63,7 +63,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         told = meta.pop("sha256")
         if seal(tensors, meta)["sha256"] != told:
             raise ValueError("the content is not what its checksum says")
-    except (*DAMAGE, SafetensorError) as error:
+    except DAMAGE as error:
         raise LoadError(
             sentence(
                 "cannot read weights",

@@ -1,8 +1,10 @@
-"""A batch that training never saw: whether its cells are named right, and what shows of it."""
+"""Cells of several batches: whether held-out ones are named right, and what shows of the batch."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,24 +23,24 @@ __all__ = ["Integration"]
 
 @dataclass(frozen=True, kw_only=True)
 class Integration(Task):
-    """Name the cells of the batch that was left out, and read the batch from every block.
+    """Name the held-out cells by the schema's first covariate, and read the batch from blocks.
 
-    One row per method and block: ``macro F1`` and ``accuracy`` of the labels of the left-out cells
-    by the nearest training cells; ``batch``, the balanced accuracy of fresh classifiers that read
-    the batch of all cells within a label, with its ``excess`` over chance. A method's own
-    classifier, where it has one, is the block ``classifier``.
+    One row per method and block. ``macro F1``, ``balanced`` and ``accuracy``: labels of the test
+    cells by their nearest training cells; a method's own classifier, where it has one, is the
+    block ``classifier``. ``batch``: balanced accuracy of fresh classifiers that read the batch
+    within a label, with its ``excess`` over chance: of the test cells where these come from
+    several batches, of all cells where a batch was left out. In the first case there are also
+    ``label excess``, the label read within a batch, and, where scib-metrics is installed, its
+    scores of the test cells as ``scib NAME`` (Luecken et al. 2022).
 
     Parameters
     ----------
-    label
-        Column of ``obs``.
     neighbours
         Training cells that vote.
     min_cells
         Labels with fewer training or test cells are left out of the scores.
     """
 
-    label: str
     neighbours: int = 15
     min_cells: int = 10
 
@@ -48,9 +50,10 @@ class Integration(Task):
         """Score every block of a model, and its classifier."""
         found = {name: frame.to_numpy() for name, frame in model.latents(problem.adata).items()}
         rows = [self._row(problem, name, z, seed) for name, z in found.items()]
-        if self.label in {name.removesuffix("_head") for name in getattr(model, "heads", ())}:
+        head = f"{problem.schema.covariates[0]}_head"
+        if head in getattr(model, "heads", ()):
             held = problem.adata[problem.mask("test")].copy()
-            named = model.predict_labels(held, f"{self.label}_head", seed=seed)
+            named = model.predict_labels(held, head, seed=seed)
             rows.append({"block": "classifier", **self._named(problem, named.to_numpy())})
         return rows
 
@@ -63,20 +66,53 @@ class Integration(Task):
         # Imported here: scikit-learn changes environment variables when it is imported.
         from sklearn.neighbors import KNeighborsClassifier
 
-        obs, test = problem.adata.obs, problem.mask("test")
-        label = obs[self.label].astype(str).to_numpy()
-        batch = obs[problem.schema.batch].astype(str).to_numpy()
-        z = (z - z[~test].mean(0)) / np.maximum(z[~test].std(0), 1e-8)
+        test = problem.mask("test")
+        label, batch = _labels(problem)
         near = KNeighborsClassifier(self.neighbours, weights="distance")
         named = near.fit(z[~test], label[~test]).predict(z[test])
-        read = evaluate.separability(z, batch, label, max_cells=500, seed=seed)
-        return {"block": block, **self._named(problem, named), "batch": read.score,
-                "excess": read.excess}  # fmt: skip
+        apart = len(set(batch[test])) > 1
+        cells = test if apart else np.ones_like(test)
+        z, label, batch = z[cells], label[cells], batch[cells]
+        most = 2000 if apart else 500
+        read = evaluate.separability(z, batch, label, max_cells=most, seed=seed)
+        row = {"block": block, **self._named(problem, named), "batch": read.score,
+               "excess": read.excess}  # fmt: skip
+        if not apart:
+            return row
+        told = evaluate.separability(z, label, batch, seed=seed)
+        return {**row, "label excess": told.excess, **self._scib(z, label, batch)}
+
+    def _scib(self, z: np.ndarray, label: np.ndarray, batch: np.ndarray) -> dict[str, float]:
+        if find_spec("scib_metrics") is None:
+            return {}
+        from anndata import AnnData
+        from scib_metrics.benchmark import BatchCorrection, Benchmarker, BioConservation
+
+        # Labels of a handful of cells have no neighbourhoods to be scored.
+        names, code, size = np.unique(label, return_inverse=True, return_counts=True)
+        kept = size[code] >= self.min_cells
+        adata = AnnData(np.zeros((int(kept.sum()), 1), "float32"), obsm={"z": z[kept]})
+        adata.obs["label"], adata.obs["batch"] = names[code[kept]], batch[kept]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            bench = Benchmarker(
+                adata,
+                batch_key="batch",
+                label_key="label",
+                embedding_obsm_keys=["z"],
+                bio_conservation_metrics=BioConservation(),
+                batch_correction_metrics=BatchCorrection(pcr_comparison=False),
+                pre_integrated_embedding_obsm_key="z",
+                progress_bar=False,
+            )
+            bench.benchmark()
+            scores = bench.get_results(min_max_scale=False).loc["z"]
+        return {f"scib {name}": float(value) for name, value in scores.items()}
 
     def _named(self, problem: Problem, named: np.ndarray) -> Mapping[str, float]:
-        from sklearn.metrics import accuracy_score, f1_score
+        from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-        label, test = problem.adata.obs[self.label].astype(str).to_numpy(), problem.mask("test")
+        label, test = _labels(problem)[0], problem.mask("test")
         truth = label[test]
         seen = {name: (label[~test] == name).sum() for name in set(truth)}
         kept = [
@@ -84,7 +120,17 @@ class Integration(Task):
             if min(n, (truth == name).sum()) >= self.min_cells
         ]  # fmt: skip
         scored = np.isin(truth, kept)
+        with warnings.catch_warnings():
+            # A label that is predicted but not there lowers no other's recall.
+            warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")
+            balanced = balanced_accuracy_score(truth[scored], named[scored])
         return {
             "macro F1": f1_score(truth[scored], named[scored], labels=kept, average="macro"),
+            "balanced": balanced,
             "accuracy": accuracy_score(truth[scored], named[scored]),
         }
+
+
+def _labels(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    obs, schema = problem.adata.obs, problem.schema
+    return tuple(obs[name].astype(str).to_numpy() for name in (schema.covariates[0], schema.batch))

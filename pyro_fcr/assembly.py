@@ -152,7 +152,7 @@ def assemble(
             check_priors(blocks, model.priors, batch)
         _check_likelihood(model, design, batch, len(start))
         given = declaration.guide if recipe.guide is None else recipe.guide
-        guide = _bound_guide(given, model, design, batch, genes)
+        guide = _bound_guide(given, model, design, batch, genes, declaration.betas)
         for block in blocks:
             model.priors[block.name].meet(guide, genes.rate)
         if check:
@@ -228,14 +228,19 @@ def _bound_decoder(
 
 
 def _bound_guide(
-    given: Any, model: LatentModel, design: Design, batch: Batch, genes: GeneStatistics
+    given: Any,
+    model: LatentModel,
+    design: Design,
+    batch: Batch,
+    genes: GeneStatistics,
+    betas: Mapping[str, float],
 ) -> nn.Module:
     guide = copy.deepcopy(given)
     if guide is None or (isinstance(guide, Guide) and not isinstance(guide, Composed)):
         guide = Composed(locals=guide)
     if isinstance(guide, Guide):
         guide.bind(model.blocks, design, model.likelihood, genes)
-        guide.bind_model(model)
+        guide.bind_model(model, betas)
     if isinstance(guide, Composed):
         sites = guide.missing(global_sites(model, batch), batch)
         if sites:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import pyro
 import pyro.distributions as dist
 import torch
 
-from pyro_fcr.guides.encoders import Encoders
+from pyro_fcr.guides.encoders import Encoders, log_normal
 from pyro_fcr.priors import bounded_exp
 
 if TYPE_CHECKING:
@@ -36,15 +35,17 @@ class Amortised(Encoders):
             posteriors[block.name] = dist.Normal(loc, bounded_exp(raw, 4.0)).to_event(1)
         return posteriors
 
-    def place(self, parameters: list[Tensor], noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return m + s ε per block and the log-density of all."""
-        z, log_q = {}, -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1)
+    def place(
+        self, parameters: list[Tensor], noise: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return m + s ε and its log-density per block."""
+        z, log_q = {}, {}
         parts = noise.split([block.size for block in self.blocks], dim=-1)
         for block, output, part in zip(self.blocks, parameters, parts, strict=True):
             loc, raw = output.chunk(2, dim=-1)
             scale = bounded_exp(raw, 4.0)
             z[block.name] = loc + scale * part
-            log_q = log_q - scale.log().sum(-1)
+            log_q[block.name] = log_normal(part) - scale.log().sum(-1)
         return z, log_q
 
     def turn(self, name: str, matrix: Tensor, variance: Tensor) -> None:

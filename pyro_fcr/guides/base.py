@@ -48,8 +48,16 @@ class Guide(Part):
     ) -> None:
         """Make the networks for the latent blocks; nothing by default."""
 
-    def bind_model(self, model: Callable[[Batch], Any]) -> None:
-        """Learn of the model, for a guide that evaluates it; nothing by default."""
+    def bind_model(self, model: Callable[[Batch], Any], betas: Mapping[str, float]) -> None:
+        """Learn of the model, for a guide that evaluates it; nothing by default.
+
+        Parameters
+        ----------
+        model
+            Called with a batch.
+        betas
+            Factors on the blocks' divergences in the objective, by block; 1 for those not named.
+        """
 
     def tell(self, shared: Mapping[str, Tensor]) -> None:
         """Learn of the globals' draws before the cells are sampled; nothing by default."""

@@ -16,7 +16,7 @@ from pyro_fcr.guides.base import Guide
 from pyro_fcr.nn import Part, latent_sites
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pyro_fcr.data import Batch, Design
     from pyro_fcr.likelihoods import GeneStatistics, Likelihood
@@ -74,9 +74,9 @@ class Composed(Guide):
         self.locals.bind(blocks, design, likelihood, genes)
         self.reads = self.locals.reads
 
-    def bind_model(self, model: Callable[[Batch], Any]) -> None:
+    def bind_model(self, model: Callable[[Batch], Any], betas: Mapping[str, float]) -> None:
         """Tell the locals' guide of the model; remember the parts that guide their own globals."""
-        self.locals.bind_model(model)
+        self.locals.bind_model(model, betas)
         # In a tuple, so that they stay the model's children: a second parent would rename sites.
         parts = model.modules() if isinstance(model, nn.Module) else ()
         self._parts = tuple(part for part in parts if isinstance(part, Part))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from abc import abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
     from pyro_fcr.likelihoods import GeneStatistics, Likelihood
     from pyro_fcr.nn import Block
 
-__all__ = ["Encoders"]
+__all__ = ["Encoders", "log_normal"]
+
+
+def log_normal(noise: Tensor) -> Tensor:
+    """Return the standard normal log-density of noise (..., d); shape (...)."""
+    return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1)
 
 
 class Encoders(Guide):
@@ -114,6 +121,12 @@ class Encoders(Guide):
         """Return q of each block alone: batch shape (B,), event shape (d,)."""
         return self.marginals(self.encode(batch))
 
+    def columns(self) -> dict[str, slice]:
+        """Return where each block's dimensions stand among those of all blocks."""
+        ends = list(itertools.accumulate(block.size for block in self.blocks))
+        names = [block.name for block in self.blocks]
+        return dict(zip(names, itertools.starmap(slice, zip([0, *ends], ends)), strict=True))
+
     @abstractmethod
     def draw(self, parameters: list[Tensor]) -> dict[str, Tensor]:
         """Sample every block; the cell plate is open.
@@ -149,8 +162,10 @@ class Encoders(Guide):
         """
 
     @abstractmethod
-    def place(self, parameters: list[Tensor], noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the latents that standard normal noise stands for, and their log-density.
+    def place(
+        self, parameters: list[Tensor], noise: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the latents that standard normal noise stands for, and their log-densities.
 
         Parameters
         ----------
@@ -162,5 +177,6 @@ class Encoders(Guide):
         Returns
         -------
         tuple
-            One tensor (B, d) per block, and log q of them all together, shape (B,).
+            One tensor (B, d) per block; and each block's log q, shape (B,), given those before
+            it where the family has them depend.
         """

@@ -13,7 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_fcr.guides.encoders import Encoders
+from pyro_fcr.guides.encoders import Encoders, log_normal
 from pyro_fcr.priors import bounded_exp
 
 if TYPE_CHECKING:
@@ -86,20 +86,20 @@ class FlowRefined(Encoders):
 
     def marginals(self, parameters: list[Tensor]) -> dict[str, dist.TorchDistribution]:
         """Return Gaussians with the mean and variance of each block's dimensions."""
-        found, start = {}, 0
-        for block in self.blocks:
-            own = slice(start, start + block.size)
-            found[block.name] = FlowMoments(self, parameters, own).normal
-            start = own.stop
-        return found
+        columns = self.columns().items()
+        return {name: FlowMoments(self, parameters, own).normal for name, own in columns}
 
-    def place(self, parameters: list[Tensor], noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the flow's image of noise and its log-density."""
+    def place(
+        self, parameters: list[Tensor], noise: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the flow's image of noise and its log-density, block given block."""
         values, slope = self.push(parameters, noise)
-        log_q = -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - slope.sum(-1)
-        log_q = log_q - torch.linalg.slogdet(self.axes).logabsdet
-        parts = values.split([block.size for block in self.blocks], -1)
-        return dict(zip([block.name for block in self.blocks], parts, strict=True)), log_q
+        z, log_q = {}, {}
+        for name, own in self.columns().items():
+            axes = torch.linalg.slogdet(self.axes[own, own]).logabsdet
+            z[name] = values[..., own]
+            log_q[name] = log_normal(noise[..., own]) - slope[..., own].sum(-1) - axes
+        return z, log_q
 
     def push(self, parameters: list[Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return z, shape (..., B, D), and log ∂z_i/∂u_i in the axes of the encoders."""
@@ -116,9 +116,7 @@ class FlowRefined(Encoders):
 
     def turn(self, name: str, matrix: Tensor, variance: Tensor) -> None:
         """Replace a block's z by ``matrix`` · z, exactly; see :meth:`Encoders.turn`."""
-        index = [block.name for block in self.blocks].index(name)
-        start = sum(block.size for block in self.blocks[:index])
-        own = slice(start, start + len(matrix))
+        own = self.columns()[name]
         self.axes[own, own] = matrix.to(self.axes.dtype) @ self.axes[own, own]
 
 
@@ -206,9 +204,8 @@ class FlowBlock(TorchDistribution):
         """Return the log-density; shape (..., B)."""
         noise = self.whiten(value)
         slope = self._push(noise)[1]
-        base = -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1)
         axes = torch.linalg.slogdet(self.flow.axes[self.own, self.own]).logabsdet
-        return base - slope.sum(-1) - axes
+        return log_normal(noise) - slope.sum(-1) - axes
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FlowBlock:
         """Return the same distribution; only its own batch shape is known."""

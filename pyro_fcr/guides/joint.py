@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -10,7 +9,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_fcr.distributions import FactoredNormal
-from pyro_fcr.guides.encoders import Encoders
+from pyro_fcr.guides.encoders import Encoders, log_normal
 from pyro_fcr.priors import bounded_exp
 
 if TYPE_CHECKING:
@@ -96,12 +95,18 @@ class Joint(Encoders):
             for block, (mean, variance) in zip(self.blocks, parts, strict=True)
         }
 
-    def place(self, parameters: list[Tensor], noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return m + L ε and its log-density."""
+    def place(
+        self, parameters: list[Tensor], noise: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return m + L ε and its log-density, block given block."""
         joint = self.joint(parameters)
-        values = joint.place(noise).split([block.size for block in self.blocks], -1)
-        log_q = -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - joint.log_determinant
-        return dict(zip([block.name for block in self.blocks], values, strict=True)), log_q
+        values, slope = joint.place(noise), joint.scale_tril.diagonal(dim1=-2, dim2=-1).log()
+        z, log_q = {}, {}
+        for name, own in self.columns().items():
+            axes = torch.linalg.slogdet(self.axes[own, own]).logabsdet
+            z[name] = values[..., own]
+            log_q[name] = log_normal(noise[..., own]) - slope[..., own].sum(-1) - axes
+        return z, log_q
 
     def turn(self, name: str, matrix: Tensor, variance: Tensor) -> None:
         """Replace a block's z by ``matrix`` · z, with its whole covariance.
@@ -116,8 +121,7 @@ class Joint(Encoders):
             Shape (d,): not needed, since nothing is approximated.
         """
         index = [block.name for block in self.blocks].index(name)
-        start = sum(block.size for block in self.blocks[:index])
-        own = slice(start, start + len(matrix))
+        own = self.columns()[name]
         matrix = matrix.to(self.axes.dtype)
         full = torch.block_diag(matrix, torch.eye(len(matrix)).to(matrix))
         self.encoders.turn(index, full, torch.zeros_like(full[0]))

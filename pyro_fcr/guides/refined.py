@@ -94,9 +94,9 @@ class SemiAmortised(Guide):
         self.reads = self.base.reads
         self.n_latent = sum(block.size for block in blocks)
 
-    def bind_model(self, model: Callable[[Batch], Any]) -> None:
+    def bind_model(self, model: Callable[[Batch], Any], betas: Mapping[str, float]) -> None:
         """Remember the model whose ELBO is climbed; its parameters stay its own."""
-        self._model = (model,)
+        self._model, self._betas = (model,), dict(betas)
 
     def tell(self, shared: Mapping[str, Tensor]) -> None:
         """Condition the cells' ELBO on draws of the globals."""
@@ -138,6 +138,8 @@ class SemiAmortised(Guide):
     def elbo(self, parameters: list[Tensor], batch: Batch, noise: Tensor) -> Tensor:
         """Return each cell's ELBO in nats, estimated at some noise and at its negative.
 
+        The blocks' divergences carry the factors that they have in the objective.
+
         Parameters
         ----------
         parameters
@@ -152,7 +154,7 @@ class SemiAmortised(Guide):
         Tensor
             Shape (B,), up to the globals' own terms.
         """
-        both = [self._log_ratio(parameters, batch, sign * noise) for sign in (1, -1)]
+        both = [self._at(parameters, batch, sign * noise) for sign in (1, -1)]
         return torch.stack(both).mean(0)
 
     def refine(self, parameters: list[Tensor], batch: Batch) -> list[Tensor]:
@@ -196,13 +198,17 @@ class SemiAmortised(Guide):
             units[k] = torch.cat([bounded_exp(raw, 4.0), torch.ones_like(raw)], dim=-1)
         return units
 
-    def _log_ratio(self, parameters: list[Tensor], batch: Batch, noise: Tensor) -> Tensor:
+    def _at(self, parameters: list[Tensor], batch: Batch, noise: Tensor) -> Tensor:
         z, log_q = self.base.place(parameters, noise)
         (model,) = self._model
         conditioned = poutine.condition(model, data={**self.shared, **z})
         trace = poutine.trace(conditioned).get_trace(batch)
+        terms = []
         site: Any
-        for site in trace.nodes.values():
+        for name, site in trace.nodes.items():
             if site["type"] == "sample" and in_cell_plate(site) and not site_is_subsample(site):
-                log_q = log_q - site["fn"].log_prob(site["value"])
-        return -log_q
+                log_p = site["fn"].log_prob(site["value"])
+                if name in log_q:
+                    log_p = self._betas.get(name, 1.0) * (log_p - log_q[name])
+                terms.append(log_p)
+        return torch.stack(terms).sum(0)

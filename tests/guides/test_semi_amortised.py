@@ -7,7 +7,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.nn import PyroSample
-from tiny import fit, tiny_adata, tiny_cells, tiny_fcr, tiny_genes
+from tiny import fit, tiny_adata, tiny_cells, tiny_fcr, tiny_genes, tiny_schema
 from torch.distributions import kl_divergence
 
 import pyro_fcr as pf
@@ -56,10 +56,10 @@ def setup():
     return cells, model, cells.batch(slice(0, 12)).replace(counts=y)
 
 
-def bound(cells, model, base, **options):
+def bound(cells, model, base, betas=(), **options):
     guide = SemiAmortised(base, **options)
     guide.bind(BLOCKS, cells.design, resolve("normal"), tiny_genes(cells))
-    guide.bind_model(model)
+    guide.bind_model(model, dict(betas))
     return guide.eval()
 
 
@@ -97,6 +97,28 @@ def test_the_best_mean_field_is_reached(setup):
     scales = torch.cat([found["a"].stddev, found["b"].stddev], -1)
     assert float(((means - mean) / scale).abs().max()) < 0.05
     torch.testing.assert_close(scales / scale, torch.ones(12, 3), atol=0.1, rtol=0)
+
+
+@torch.no_grad()
+def test_weighted_divergences_move_the_optimum(setup):
+    """With weight β on all, z ~ N(0, I) and y ~ N(W z, σ²) give mean (βI + WᵀW/σ²)⁻¹Wᵀy/σ²."""
+    cells, model, batch = setup
+    beta = 6.0
+    guide = bound(cells, model, Joint(width=8), {"a": beta, "b": beta}, steps=600)
+    precision = beta * torch.eye(3) + model.weight.T @ model.weight / NOISE**2
+    covariance = torch.linalg.inv(precision)
+    mean = batch.counts @ model.weight @ covariance / NOISE**2
+    joint = guide.base.joint(guide.encode(batch))
+    # The entropy carries the factor too: the posterior is β times as wide as it is alone.
+    sd = (beta * covariance.diagonal()).sqrt()
+    assert float(((joint.mean - mean) / sd).abs().max()) < 0.05
+    assert float(((model.posterior(batch)[0] - mean) / sd).abs().max()) > 0.5
+
+
+def test_a_systems_factors_reach_the_steps():
+    adata = tiny_adata(per_condition=6)
+    vae = pf.BetaVAE(adata, tiny_schema(), beta=3.0, guide=SemiAmortised(steps=2))
+    assert vae.guide.locals._betas == vae.declaration.betas == {"z": 3.0}
 
 
 @torch.no_grad()

@@ -277,8 +277,8 @@ class Estimator(Fitted):
             rise to their full values.
         align_at
             Fraction of the steps after which the gauge of the interaction block is fixed by
-            joint diagonalisation (:mod:`pyro_fcr.infer.gauge`); 1 fixes it at the very end, more
-            than 1 never.
+            joint diagonalisation (:mod:`pyro_fcr.infer.gauge`); 0 fixes it after the first step,
+            1 at the very end, more than 1 never.
         head_start
             Factor, at the first step, on the divergence of blocks that read more labels than
             another block does (FCR's z_tx); it falls to 1 over a tenth of the steps. What a block
@@ -360,6 +360,16 @@ class Estimator(Fitted):
                     expected="at least 1",
                     got=str(batch_size),
                     hint="512 is the default, and 'auto' finds one that fits into memory",
+                )
+            )
+        if not align_at >= 0:
+            raise FitError(
+                sentence(
+                    "no time for the gauge",
+                    where="fit(align_at=)",
+                    expected="at least 0, a share of the steps",
+                    got=str(align_at),
+                    hint="more than 1 leaves the gauge as it is found",
                 )
             )
         train, valid = self.cells, None
@@ -576,6 +586,8 @@ class Estimator(Fitted):
         steps = max(1, self.settings["steps"] // 4) if steps is None else steps
         place = resolve_device(device)
         self._objective.to(place)
+        for prior in self.model.priors.values():
+            prior.leave()
         self._objective.train()
         try:
             losses = sleep(
@@ -615,11 +627,11 @@ class Estimator(Fitted):
         found: dict[int, list[Callable[[], None]]] = {}
 
         def at(fraction: float, act: Callable[[], None]) -> None:
-            found.setdefault(round(fraction * plan.steps), []).append(act)
+            found.setdefault(max(1, round(fraction * plan.steps)), []).append(act)
 
         if diagonal:
             at(plan.align, lambda: self._align(cells, diagonal))
-        if turning:
+        if turning and plan.align <= 1:
             for share in gauge.TURNS:
                 at(share * plan.align, lambda: self._align(cells, turning))
         if settling:

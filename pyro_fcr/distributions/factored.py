@@ -65,6 +65,19 @@ class FactoredNormal(TorchDistribution):
         value = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return value if self.axes is None else value + torch.linalg.slogdet(self.axes).logabsdet
 
+    def over(self, columns: Tensor) -> MultivariateNormal:
+        """Return the distribution of some dimensions alone.
+
+        Parameters
+        ----------
+        columns
+            Shape (k,), int64: which.
+        """
+        rows = self.factor[..., columns, :]
+        # Without the check for success, which would wait for the device.
+        tril = torch.linalg.cholesky_ex(rows @ rows.mT).L
+        return MultivariateNormal(self.loc[..., columns], scale_tril=tril, validate_args=False)
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> FactoredNormal:
         """Return the distribution with another batch shape."""
         shape = torch.Size(batch_shape) + self.event_shape

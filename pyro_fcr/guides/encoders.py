@@ -123,9 +123,11 @@ class Encoders(Guide):
 
     def columns(self) -> dict[str, slice]:
         """Return where each block's dimensions stand among those of all blocks."""
-        ends = list(itertools.accumulate(block.size for block in self.blocks))
-        names = [block.name for block in self.blocks]
-        return dict(zip(names, itertools.starmap(slice, zip([0, *ends], ends)), strict=True))
+        ends = itertools.accumulate(block.size for block in self.blocks)
+        return {
+            block.name: slice(end - block.size, end)
+            for block, end in zip(self.blocks, ends, strict=True)
+        }
 
     @abstractmethod
     def draw(self, parameters: list[Tensor]) -> dict[str, Tensor]:

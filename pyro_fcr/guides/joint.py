@@ -80,8 +80,8 @@ class Joint(Encoders):
             axes, rows = self.axes[own, own], joint.scale_tril[:, own]
             carried = axes @ (rows[..., :before] @ noise[..., None])
             q = FactoredNormal(joint.loc[:, own] + carried.squeeze(-1), rows[..., own], axes)
-            alone: Any = {"marginal": marginals[block.name]}
-            z[block.name] = pyro.sample(block.name, q, infer=alone)
+            told: Any = {"marginal": marginals[block.name], "joint": joint}
+            z[block.name] = pyro.sample(block.name, q, infer=told)
             noise = torch.cat([noise, q.whiten(z[block.name])], dim=-1)
         return z
 

@@ -16,6 +16,7 @@ from torch.distributions import kl_divergence
 from pyro_fcr.nn import (
     ConditionMap,
     ParallelMLP,
+    Posteriors,
     in_cell_plate,
     latent_sites,
     marginal,
@@ -86,7 +87,7 @@ class PenalisedGuide(nn.Module):
                 # Cells' sites alone: a global's AutoGuide, a flow say, need not know its mean.
                 z = {k: marginal(site).mean for k, site in sites.items() if in_cell_plate(site)}
             elif penalty.reads == "posterior":
-                z = {k: marginal(site) for k, site in sites.items() if in_cell_plate(site)}
+                z = Posteriors({k: site for k, site in sites.items() if in_cell_plate(site)})
             else:
                 z = draws
             if isinstance(penalty, Adversarial):

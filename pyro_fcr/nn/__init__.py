@@ -15,7 +15,7 @@ from pyro_fcr.nn.module import LocalModule, Part, touch_globals
 from pyro_fcr.nn.networks import MLP, ParallelMLP
 from pyro_fcr.nn.rotation import sparse_rotation
 from pyro_fcr.nn.tensors import read_tensors, write_tensors
-from pyro_fcr.nn.traces import in_cell_plate, latent_sites, marginal
+from pyro_fcr.nn.traces import Posteriors, in_cell_plate, latent_sites, marginal
 
 __all__ = [
     "GAIN",
@@ -32,6 +32,7 @@ __all__ = [
     "LocalModule",
     "ParallelMLP",
     "Part",
+    "Posteriors",
     "check_labels",
     "condition_map",
     "find_columns",

@@ -13,6 +13,8 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.distributions import Distribution, Transform
 
+from pyro_fcr.errors import SlotError, sentence
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -53,7 +55,29 @@ class Part(LocalModule):
     A part of this package keeps each constructor argument under its own name, which makes it
     describable as JSON; a user's part may keep whatever it likes and is then handed to
     :func:`pyro_fcr.load` again by the user.
+
+    Raises
+    ------
+    SlotError
+        If a class is constructed that leaves a method of its base to be written.
     """
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__(name)
+        kind = type(self)
+        missing = [
+            n for n in dir(kind) if getattr(getattr(kind, n), "__isabstractmethod__", False)
+        ]
+        if missing:
+            raise SlotError(
+                sentence(
+                    f"{kind.__name__} is no part by itself",
+                    where=f"{kind.__name__}()",
+                    expected=f"a subclass that writes {', '.join(missing)}",
+                    got=kind.__name__,
+                    hint="use one of its subclasses, or write one",
+                )
+            )
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments as they were given, by name."""

@@ -6,10 +6,51 @@ from typing import TYPE_CHECKING, Any
 
 from pyro.poutine.util import site_is_subsample
 
+from pyro_fcr.errors import SlotError, sentence
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pyro.poutine import Trace
 
-__all__ = ["in_cell_plate", "latent_sites", "marginal"]
+__all__ = ["Posteriors", "in_cell_plate", "latent_sites", "marginal"]
+
+
+class Posteriors(dict[str, Any]):
+    """The cells' posteriors by site: of each site alone, and of all together.
+
+    Parameters
+    ----------
+    sites
+        A guide's sites in the cell plate, by name.
+    """
+
+    def __init__(self, sites: Mapping[str, Any]) -> None:
+        super().__init__({name: marginal(site) for name, site in sites.items()})
+        told = [site["infer"] for site in sites.values()]
+        self._dependent = any("marginal" in one for one in told)
+        self._joint = next((one["joint"] for one in told if "joint" in one), None)
+
+    @property
+    def joint(self) -> Any:
+        """All sites side by side, where they depend on one another; ``None`` if they do not.
+
+        Raises
+        ------
+        SlotError
+            If they depend on one another in a way that has no density of some alone.
+        """
+        if self._dependent and self._joint is None:
+            raise SlotError(
+                sentence(
+                    "the guide has no density of a block alone",
+                    where="guide=",
+                    expected="independent blocks, or Gaussian ones as guides.Joint gives",
+                    got=f"blocks that depend on one another: {list(self)}",
+                    hint="use a penalty that reads draws, such as DensityRatioTC",
+                )
+            )
+        return self._joint
 
 
 def latent_sites(
@@ -41,7 +82,9 @@ def marginal(site: Any) -> Any:
     """Return the distribution of a site alone, by its mean and variance.
 
     A guide that samples one site given another says what it is alone by
-    ``infer={"marginal": distribution}``; otherwise it is the site's own distribution.
+    ``infer={"marginal": distribution}``; otherwise it is the site's own distribution. Where it
+    knows, it adds by ``"joint"`` the distribution of all such sites side by side, which gives
+    that of some columns alone by ``over(columns)``.
     """
     return site["infer"].get("marginal", site["fn"])
 

@@ -51,8 +51,9 @@ class Penalty(Part):
         Parameters
         ----------
         z
-            One tensor (B, d) per latent block; or, where ``reads`` is ``"posterior"``, its
-            marginal posterior, a distribution with batch shape (B,) and event shape (d,).
+            One tensor (B, d) per latent block; or, where ``reads`` is ``"posterior"``, a
+            :class:`~pyro_fcr.nn.Posteriors`: by block its marginal posterior, a distribution with
+            batch shape (B,) and event shape (d,), and ``joint``, that of all blocks.
         batch
             B cells, for their labels.
         """

@@ -44,13 +44,14 @@ class TotalCorrelation(Penalty):
     Independence of the blocks *without* conditioning is asked for. Where what the blocks descend
     from is confounded, as cell types with batches, the truth itself has a total correlation.
 
+    The guide must know the density of a group alone, as those with Gaussian posteriors do.
+
     Parameters
     ----------
     blocks
         Blocks to part; all of the system's by default.
     between
-        ``"blocks"``, or ``"components"`` for all single dimensions of these blocks. For
-        components the guide must give them independently, as a mean-field one does.
+        ``"blocks"``, or ``"components"`` for all single dimensions of these blocks.
     """
 
     reads: ClassVar[Literal["draw", "mean", "posterior"]] = "posterior"
@@ -63,6 +64,17 @@ class TotalCorrelation(Penalty):
     def bind(self, blocks: Sequence[Block], design: Design) -> None:
         """Look the blocks up."""
         self._names = _names(self.blocks, self.between, blocks, where=type(self).__name__)
+        every = torch.arange(sum(block.size for block in blocks))
+        own = dict(
+            zip(
+                [block.name for block in blocks],
+                every.split([block.size for block in blocks]),
+                strict=True,
+            )
+        )
+        parts = [own[name] for name in self._names]
+        self._whole = torch.cat(parts)
+        self._groups = parts if self.between == "blocks" else list(self._whole.split(1))
 
     def forward(self, z: Mapping[str, TorchDistribution], batch: Batch) -> Tensor:
         """Return the total correlation, in nats; a scalar.
@@ -70,24 +82,39 @@ class TotalCorrelation(Penalty):
         Parameters
         ----------
         z
-            One posterior per latent block: batch shape (B,), event shape (d,).
+            One posterior per latent block: batch shape (B,), event shape (d,); where blocks
+            depend on one another, with their ``joint``.
         batch
             B cells standing for ``batch.n_cells``.
         """
-        pairs = torch.stack(
-            [part for name in self._names for part in self._log_densities(z[name])]
-        )
-        weight = _log_weights(pairs, batch.n_cells)
-        joint = torch.logsumexp(pairs.sum(0) + weight, dim=1)
-        parts = torch.logsumexp(pairs + weight, dim=2).sum(0)
-        return (joint - parts).mean()
+        joint = getattr(z, "joint", None)
+        whole, parts = self._independent(z) if joint is None else self._dependent(joint)
+        weight = _log_weights(parts, batch.n_cells)
+        together = torch.logsumexp(whole + weight, dim=1)
+        apart = torch.logsumexp(parts + weight, dim=2).sum(0)
+        return (together - apart).mean()
 
-    def _log_densities(self, q: Any) -> list[Tensor]:
-        """Return log q(z_i | y_j) at [i, j], shape (B, B), for each group of columns."""
-        drawn = q.rsample()[:, None]
-        if self.between == "blocks":
-            return [q.log_prob(drawn)]
-        return list(q.base_dist.log_prob(drawn).unbind(-1))
+    def _independent(self, z: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return log q(z_i | y_j) at [i, j] of all groups, (B, B), and of each, (K, B, B)."""
+        found: list[Tensor] = []
+        for q in (z[name] for name in self._names):
+            drawn = q.rsample()[:, None]
+            if self.between == "blocks":
+                found.append(q.log_prob(drawn))
+            else:
+                found += q.base_dist.log_prob(drawn).unbind(-1)
+        parts = torch.stack(found)
+        return parts.sum(0), parts
+
+    def _dependent(self, joint: Any) -> tuple[Tensor, Tensor]:
+        """Return the same of a posterior of all blocks together."""
+        drawn = joint.rsample()[:, None]
+
+        def density(columns: Tensor) -> Tensor:
+            columns = columns.to(drawn.device)
+            return joint.over(columns).log_prob(drawn[..., columns])
+
+        return density(self._whole), torch.stack([density(group) for group in self._groups])
 
 
 class DensityRatioTC(Adversarial):

@@ -47,6 +47,9 @@ class Prior(Part):
             Shape (G,): the genes' mean share of a cell's library (mean intensity where it is 1).
         """
 
+    def leave(self) -> None:
+        """Keep what the guide shared as it is now: the guide goes on alone; nothing by default."""
+
     @property
     def extrapolates(self) -> bool:
         """Whether the prior can tell what a treatment does that no training cell had.

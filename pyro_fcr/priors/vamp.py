@@ -37,7 +37,8 @@ class VampPrior(Prior):
     read labels. Its divergence has no closed form; draws stand in.
 
     The guide must tell its posteriors (``posteriors(batch)``, as the package's amortised guides
-    do). Until it has met a guide, the prior's components are standard normal.
+    do). Until it has met a guide, the prior's components are standard normal. When the guide is
+    trained on with the model as it is (``calibrate``), the prior keeps the components it had.
 
     Parameters
     ----------
@@ -47,6 +48,9 @@ class VampPrior(Prior):
         How the weights read the condition: ``"table"``, ``"embedding"``, ``"mlp"`` or
         ``"features"``.
     """
+
+    kept: Tensor
+    has_left: Tensor
 
     def __init__(self, components: int = 20, condition: str = "table") -> None:
         super().__init__()
@@ -60,6 +64,10 @@ class VampPrior(Prior):
         self.table = condition_map(self.condition, design, block.parents, spread)
         self.register_buffer("rate", torch.zeros(design.n_genes))
         self.pseudo = nn.Parameter(torch.randn(self.components, design.n_genes))
+        self.register_buffer("kept", torch.zeros(2, self.components, block.size))
+        self.register_buffer("has_left", torch.tensor(False))
+        self.register_load_state_dict_post_hook(lambda prior, _: prior._look())
+        self._look()
         self._labels = _labels(design, self.components)
         self._posteriors: Callable[[Batch], Any] | None = None
 
@@ -82,6 +90,18 @@ class VampPrior(Prior):
         with torch.no_grad():
             self.rate.copy_(rate)
 
+    @torch.no_grad()
+    def leave(self) -> None:
+        """Keep the components' means and variances as they are."""
+        parts = self.parts()
+        self.kept.copy_(torch.stack([parts.mean, parts.variance.sqrt()]))
+        self.has_left.fill_(True)
+        self._look()
+
+    def _look(self) -> None:
+        # Once, so that no step has to wait for the device to tell.
+        self._left = bool(self.has_left)
+
     def pseudo_cells(self) -> Batch:
         """Return the pseudo-cells as a batch of K."""
         if self._labels.device != self.pseudo.device:
@@ -93,6 +113,8 @@ class VampPrior(Prior):
 
     def parts(self) -> dist.TorchDistribution:
         """Return the components: batch shape (K,), event shape (d,)."""
+        if self._left:
+            return dist.Normal(self.kept[0], self.kept[1]).to_event(1)
         if self._posteriors is None:
             zeros = self.pseudo.new_zeros(self.components, self.size)
             return dist.Normal(zeros, 1.0).to_event(1)

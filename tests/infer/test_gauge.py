@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from tiny import fit, tiny_adata, tiny_fcr
+from tiny import fit, tiny_adata, tiny_fcr, tiny_schema
 
+import pyro_fcr as pf
+from pyro_fcr.errors import FitError
+from pyro_fcr.infer import Trainer, gauge
 from pyro_fcr.infer.gauge import align, condition_moments, joint_diagonaliser
 
 
@@ -99,6 +102,35 @@ def test_the_prior_takes_the_moments_of_the_turned_posterior(fcr):
     for t, x in np.unique(pair, axis=0):
         rows = torch.from_numpy((pair == (t, x)).all(1))
         torch.testing.assert_close(prior.mean[rows][0], q.mean[rows].mean(0), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("share", "step"), [(0, 1), (0.5, 8), (1, 15), (2, None)])
+def test_the_gauge_is_fixed_when_it_was_asked_for(share, step, monkeypatch):
+    made, seen = tiny_fcr(tiny_adata()), []
+    steps, step_of = [0], Trainer.step
+
+    def counted(self, batch):
+        steps[0] += 1
+        return step_of(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", counted)
+    monkeypatch.setattr(gauge, "align", lambda name, **_: seen.append((name, steps[0])))
+    # 216 cells in batches of 80: three steps an epoch.
+    fit(made, max_epochs=5, batch_size=80, align_at=share)
+    assert seen == ([] if step is None else [("z_tx", step)])
+
+
+@pytest.mark.parametrize("share", [0.5, 2])
+def test_sparse_axes_too_are_left_alone_on_request(share, monkeypatch):
+    svae, seen = pf.SVAE(tiny_adata(), tiny_schema(), sizes={"z": 2}), []
+    monkeypatch.setattr(gauge, "align", lambda name, **_: seen.append(name))
+    fit(svae, max_epochs=3, align_at=share)
+    assert seen == (["z", "z"] if share == 0.5 else [])
+
+
+def test_a_time_before_the_start_is_refused():
+    with pytest.raises(FitError, match=r"fit\(align_at=\).*at least 0"):
+        fit(tiny_fcr(), align_at=-0.1)
 
 
 def test_parts_that_cannot_be_turned_are_left_alone(fcr):

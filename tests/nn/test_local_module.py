@@ -8,6 +8,8 @@ from pyro import poutine
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
+import pyro_fcr as pf
+from pyro_fcr.errors import SlotError
 from pyro_fcr.nn import LocalModule, touch_globals
 
 
@@ -107,3 +109,20 @@ def test_touching_twice_makes_one_site_per_call():
 
     trace = poutine.trace(Twice()).get_trace()
     assert [n for n in trace.nodes if n.endswith("slope")] == ["part.child.slope"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacks"),
+    [
+        (pf.priors.DoseResponse, "bind_response, response"),
+        (pf.Prior, "forward"),
+        (pf.guides.Encoders, "draw, marginals, place, turn"),
+        (pf.penalties.Adversarial, "critic_loss, forward"),
+    ],
+)
+def test_an_abstract_part_says_what_it_lacks(kind, lacks):
+    told = rf"{kind.__name__} is no part by itself.*a subclass that writes {lacks}"
+    with pytest.raises(SlotError, match=told):
+        kind()
+    mine = type("Mine", (kind,), {name: lambda self: None for name in lacks.split(", ")})
+    assert isinstance(mine(), kind)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from tiny import fit, labelled, tiny_adata, tiny_fcr
 
+from pyro_fcr.distributions import FactoredNormal
 from pyro_fcr.errors import SlotError
-from pyro_fcr.nn import Block
+from pyro_fcr.guides import FlowRefined, Joint
+from pyro_fcr.nn import Block, Posteriors
 from pyro_fcr.penalties import DensityRatioTC, TotalCorrelation
 from pyro_fcr.penalties.total_correlation import _log_weights
 
@@ -69,6 +71,56 @@ def test_minibatch_estimate_between_components():
     # Between blocks: I(a; b) by the determinants of the parts.
     true += 0.5 * math.log(1 - 0.5**2)
     assert float(bound(TotalCorrelation())(q, batch(n))) == pytest.approx(true, abs=0.12)
+
+
+@pytest.mark.parametrize("between", ["blocks", "components"])
+def test_minibatch_estimate_of_a_joint_posterior(between):
+    """Every cell has the same posterior, whose own correlations are all there is to see."""
+    covariance = torch.tensor([[1.0, 0.5, RHO], [0.5, 1.0, 0.4], [RHO, 0.4, 1.0]])
+    tril = torch.linalg.cholesky(covariance).expand(3000, 3, 3)
+    q = FactoredNormal(torch.zeros(3000, 3), tril)
+    sites = {}
+    for name, own in (("a", slice(0, 2)), ("b", slice(2, 3))):
+        alone = dist.Normal(q.loc[:, own], q.variance[:, own].sqrt()).to_event(1)
+        sites[name] = {"fn": None, "infer": {"marginal": alone, "joint": q}}
+    true = -0.5 * float(torch.logdet(covariance))
+    if between == "blocks":
+        true += 0.5 * math.log(1 - 0.5**2)
+    torch.manual_seed(1)
+    value = bound(TotalCorrelation(between=between))(Posteriors(sites), batch(3000))
+    assert float(value) == pytest.approx(true, abs=0.08)
+
+
+def test_a_joint_guide_is_read_jointly():
+    torch.manual_seed(0)
+    guide = Joint(width=8, depth=1)
+    part = {"tc": (TotalCorrelation(("z_x", "z_tx")), 1.0)}
+    fcr = tiny_fcr(tiny_adata(per_condition=6), guide=guide, penalties=part)
+    locals_, cells = fcr.guide.locals, fcr.cells.batch()
+    with torch.no_grad():
+        locals_.encoders.last_bias_ko[-1].fill_(0.5)
+        joint = locals_.joint(locals_.encode(cells))
+        kept = torch.tensor([0, 1, 2, 5, 6])
+        whole = joint.factor @ joint.factor.mT
+        drawn = joint.rsample()
+        own = dist.MultivariateNormal(joint.loc[:, kept], whole[:, kept][:, :, kept])
+        torch.testing.assert_close(
+            joint.over(kept).log_prob(drawn[:, kept]), own.log_prob(drawn[:, kept])
+        )
+        torch.manual_seed(3)
+        read = fcr._objective(cells).sites["tc"]
+        apart = Posteriors(
+            {k: {"fn": q, "infer": {}} for k, q in locals_.posteriors(cells).items()}
+        )
+        torch.manual_seed(3)
+        blind = fcr._objective.guide.parts[-1](apart, cells)
+    assert float((read - blind).abs()) > 0.05
+
+
+def test_a_guide_without_densities_of_its_blocks_is_refused():
+    part = {"tc": (TotalCorrelation(("z_x", "z_t")), 1.0)}
+    with pytest.raises(SlotError, match=r"no density of a block alone.*DensityRatioTC"):
+        tiny_fcr(tiny_adata(per_condition=6), guide=FlowRefined(width=8), penalties=part)
 
 
 def test_stratified_weights_are_unbiased():

@@ -80,6 +80,28 @@ def test_beside_steps_on_the_cells_own_elbo():
     assert made.latents()["z_t"].notna().all(axis=None)
 
 
+def test_calibrating_leaves_it_as_it_is(tmp_path):
+    made = tiny_fcr(
+        tiny_adata(per_condition=10),
+        priors={"z_t": pf.priors.VampPrior(components=4)},
+        guide=pf.guides.Amortised(width=16, depth=1),
+    )
+    fit(made)
+    batch, z = made.cells.batch(), torch.randn(90, 2)
+    prior = made.model.priors["z_t"]
+    before = prior(batch).log_prob(z).detach()
+    q = made.guide.locals.posteriors(batch)["z_t"].mean.detach()
+    made.calibrate(steps=20, learning_rate=1e-2, device="cpu")
+    assert not torch.allclose(made.guide.locals.posteriors(batch)["z_t"].mean, q, atol=1e-2)
+    torch.testing.assert_close(prior(batch).log_prob(z), before)
+    again = pf.load(made.save(tmp_path / "m"))
+    torch.testing.assert_close(again.model.priors["z_t"](batch).log_prob(z), before)
+    # A new fit starts from the encoders again.
+    fit(made, max_epochs=1)
+    parts = made.guide.locals.posteriors(prior.pseudo_cells())["z_t"]
+    torch.testing.assert_close(prior.parts().mean, parts.mean)
+
+
 class Mute(PyroModule):
     """A guide that samples and tells nothing."""
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from pyro_fcr import evaluate
 from pyro_fcr.benchmark.tasks.base import Task
+from pyro_fcr.benchmark.tasks.intervals import conformal_rows, measure, model_rows
 from pyro_fcr.errors import BenchmarkError, CategoryError, DesignError, sentence
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from pyro_fcr.benchmark.problem import Problem
     from pyro_fcr.benchmark.tasks.base import Rows
+    from pyro_fcr.benchmark.tasks.intervals import Measured
 
 __all__ = ["CEILING", "DUPLICATE", "REPLICATE", "SEEN", "SINGLES", "Prediction"]
 
@@ -71,6 +73,10 @@ class Prediction(Task):
     for noise by halves of treated and control cells: ``effect R2`` of the changes, and
     ``interaction R2`` of what is left of them beside the additive rule, which scores 0.
 
+    Where values are counts, ``coverage 90%`` and ``width 90%`` judge intervals of the measured
+    log2 fold changes: a model's effects with the noise of the measurement added, and two conformal
+    ones around the additive rule, calibrated on its errors in the training conditions.
+
     Parameters
     ----------
     draws
@@ -103,8 +109,13 @@ class Prediction(Task):
         groups = {x for _, x in scene.conditions}
         untreated = {x: expected(scene.control, x) for x in groups}
         change = {(t, x): scene.reference[x] + whole[t, x] - untreated[x] for t, x in whole}
+        rows = scene.rows(whole)
+        if problem.counts and hasattr(model, "effects"):
+            told = model_rows(problem, model, scene.measured(seed), seed=seed)
+            for row in rows:
+                row |= told.get((row["treatment"], row["covariate"]), {})
         return [
-            *scene.rows(whole),
+            *rows,
             *({**row, "form": "as change"} for row in scene.rows(change)),
         ]
 
@@ -133,6 +144,8 @@ class Prediction(Task):
             if predicted
             for row in scene.rows(predicted)
         ]
+        if problem.counts:
+            rows += conformal_rows(problem, scene.measured(seed))
         return [*rows, *({"method": CEILING, **row} for row in scene.ceiling())]
 
 
@@ -199,6 +212,18 @@ class _Scene:
             for x, fresh in self._fresh.items()
         }
         """Profile of the controls that changes are measured from, and of two halves of them."""
+
+    def measured(self, seed: int) -> dict[tuple[str, str], Measured]:
+        """Measure the change of every condition, by all its test cells, with its noise."""
+        found = {}
+        for (t, x), halves in self._halves.items():
+            fresh = self._fresh[x]
+            untreated = self.controls[x] if fresh is None else fresh
+            treated, control = (
+                self.problem.values(np.sort(rows)) for rows in (np.concatenate(halves), untreated)
+            )
+            found[t, x] = measure(treated, control, seed=seed)
+        return found
 
     @cached_property
     def _de(self) -> dict[tuple[str, str], pd.DataFrame]:

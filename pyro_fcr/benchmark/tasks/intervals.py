@@ -92,7 +92,8 @@ def model_rows(
         drawn = effects.draws[:, at[0], at[1]]
         drawn = drawn + np.sqrt(measured.variance) * rng.standard_normal(drawn.shape)
         tail = (1 - LEVEL) / 2
-        found[t, x] = _scores(*np.quantile(drawn, (tail, 1 - tail), axis=0), measured.change)
+        low, high = np.quantile(drawn, (tail, 1 - tail), axis=0)
+        found[t, x] = _scores(low, high, measured.change)
     return found
 
 
@@ -112,16 +113,15 @@ def conformal_rows(problem: Problem, truth: Mapping[Condition, Measured]) -> Row
     logs: dict[Condition, Floats] = {}
     for t in (control, *treatments):
         for x in groups:
-            rows = np.flatnonzero(train & (problem.treatment == t) & (problem.covariate == x))
-            if len(rows) >= problem.min_cells:
-                values = problem.values(rows)
-                logs[t, x] = _log_shares(np.ones((1, len(rows))) @ values)[0]
+            cells = np.flatnonzero(train & (problem.treatment == t) & (problem.covariate == x))
+            if len(cells) >= problem.min_cells:
+                logs[t, x] = _log_shares(np.ones((1, len(cells))) @ problem.values(cells))[0]
     changes = np.full((len(treatments), len(groups), problem.adata.n_vars), np.nan)
     for i, t in enumerate(treatments):
         for j, x in enumerate(groups):
             if (t, x) in logs and (control, x) in logs:
                 changes[i, j] = logs[t, x] - logs[control, x]
-    rows = []
+    rows: Rows = []
     for pooled, name in CONFORMAL.items():
         try:
             low, high = evaluate.conformal_additive(changes, level=LEVEL, pooled=pooled)

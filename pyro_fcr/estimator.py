@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import inspect
+import itertools
 import math
 from abc import abstractmethod
 from functools import partial
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from pyro_fcr.data import Batch
     from pyro_fcr.decoders import Decoder
-    from pyro_fcr.model import LatentModel
+    from pyro_fcr.model import Conditional, LatentModel
     from pyro_fcr.penalties import Head
     from pyro_fcr.priors import Prior
 
@@ -512,15 +513,16 @@ class Estimator(Fitted):
         made._cells = None
         made._assemble(design, dict(self.sizes), self._recipe)
         weights = made._objective.state_dict()
-        settling = [n for n, prior in made.model.priors.items() if hasattr(prior, "settle")]
+        held = made.model.conditionals().values()
+        settling = [c.path for c in held if hasattr(c.prior, "settle") and not c.added]
         for name, value in self._objective.state_dict().items():
             grown = weights[name].shape != value.shape
-            if grown and not any(f"priors.{block}." in name for block in settling):
+            if grown and not any(path in name for path in settling):
                 raise DesignError(
                     sentence(
                         "a new treatment cannot be learned alone",
                         where="transfer",
-                        expected="treatments read by priors that settle, as SparseShift does",
+                        expected="treatments read by blocks' priors that settle, as SparseShift",
                         got=f"{name} of shape {tuple(value.shape)}",
                         hint="fit the model anew with the cells",
                     )
@@ -620,10 +622,11 @@ class Estimator(Fitted):
 
     def _milestones(self, cells: Cells, plan: Plan) -> dict[int, Callable[[], None]]:
         """Return what is to be done at which step: axes fixed, globals' posteriors settled."""
-        priors = {block.name: self.model.priors[block.name] for block in self.declaration.blocks}
-        turning = [name for name, prior in priors.items() if hasattr(prior, "axes")]
-        diagonal = [name for name in self.declaration.aligned if name not in turning]
-        settling = any(hasattr(prior, "settle") for prior in priors.values())
+        held = self.model.conditionals()
+        turning = [name for name, one in held.items() if self._has_axes(one)]
+        turned = {block.name for name in turning for block in held[name].blocks}
+        diagonal = [name for name in self.declaration.aligned if name not in turned]
+        settling = any(hasattr(one.prior, "settle") for one in held.values())
         found: dict[int, list[Callable[[], None]]] = {}
 
         def at(fraction: float, act: Callable[[], None]) -> None:
@@ -644,38 +647,42 @@ class Estimator(Fitted):
 
         return {step: partial(reached, step) for step in found}
 
-    def _align(self, cells: Cells, blocks: Collection[str]) -> None:
-        found = self._moments(cells)
-        condition = torch.from_numpy(self._condition(cells))
-        start = 0
-        for block in self.declaration.blocks:
-            columns = slice(start, start := start + block.size)
-            if block.name not in blocks:
-                continue
-            mean, sd = (torch.from_numpy(values) for values in found[block.name])
+    def _has_axes(self, one: Conditional) -> bool:
+        # A block is turned onto its own prior's axes; onto those of effects that are added to it
+        # only where its own prior does not mind.
+        own = [self.model.priors[block.name] for block in one.blocks]
+        free = not one.added or (len(own) == 1 and own[0].isotropic)
+        return free and hasattr(one.prior, "axes")
+
+    def _align(self, cells: Cells, names: Collection[str]) -> None:
+        found, condition = self._moments(cells), torch.from_numpy(self._condition(cells))
+        held, blocks = self.model.conditionals(), self.declaration.blocks
+        ends = itertools.accumulate(block.size for block in blocks)
+        columns = {b.name: slice(end - b.size, end) for b, end in zip(blocks, ends, strict=True)}
+        for one in (held[name] for name in names):
+            (block,) = one.blocks
             gauge.align(
                 block.name,
-                prior=self.model.priors[block.name],
+                prior=one.prior,
                 encoder=getattr(self.guide, "locals", self.guide),
                 decoder=self.model.decoder,
-                columns=columns,
-                moments=(mean, sd.square()),
+                columns=columns[block.name],
+                moments=_evidence(one, found, condition, cells),
                 condition=condition,
                 batch=cells.batch,
                 device=self.device,
             )
 
     def _settle(self, cells: Cells, **options: Any) -> None:
-        settling = {name: p for name, p in self.model.priors.items() if hasattr(p, "settle")}
+        held = self.model.conditionals().values()
+        settling = [one for one in held if hasattr(one.prior, "settle")]
         if not settling:
             return
-        found = self._moments(cells)
-        condition = torch.from_numpy(self._condition(cells))
-        for name, prior in settling.items():
-            mean, sd = (torch.from_numpy(values) for values in found[name])
+        found, condition = self._moments(cells), torch.from_numpy(self._condition(cells))
+        for one in settling:
             gauge.settle(
-                prior,
-                moments=(mean, sd.square()),
+                one.prior,
+                moments=_evidence(one, found, condition, cells),
                 condition=condition,
                 batch=cells.batch,
                 **options,
@@ -866,6 +873,20 @@ def _check_files(folder: Path, hashes: Mapping[str, str]) -> None:
                 hint="save the model again",
             )
         )
+
+
+def _evidence(
+    one: Conditional,
+    found: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    condition: torch.Tensor,
+    cells: Cells,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return posterior means and variances (N, d) of the latents that a prior is about."""
+    both = zip(*(found[block.name] for block in one.blocks), strict=True)
+    mean, sd = (torch.from_numpy(np.concatenate(parts, axis=1)) for parts in both)
+    if one.added:
+        mean = mean + gauge.carried(one.prior, condition, cells.batch)
+    return mean, sd.square()
 
 
 def _keyword_only(function: Callable[..., Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyro
 import torch
@@ -23,10 +23,24 @@ if TYPE_CHECKING:
     from pyro_fcr.nn import Block
     from pyro_fcr.priors import Prior
 
-__all__ = ["OBSERVATION", "LatentModel", "global_sites"]
+__all__ = ["OBSERVATION", "Conditional", "LatentModel", "global_sites"]
 
 OBSERVATION = "counts"
 """Name of the observed site."""
+
+
+class Conditional(NamedTuple):
+    """A prior over latents, and where in the model it stands."""
+
+    prior: Any
+    blocks: tuple[Block, ...]
+    """The blocks whose latents it is about, side by side."""
+
+    path: str
+    """What the names of its globals' sites begin with."""
+
+    added: bool
+    """Whether the decoder adds its mean to latents that do not hold it."""
 
 
 class LatentModel(LocalModule):
@@ -79,6 +93,18 @@ class LatentModel(LocalModule):
                 for block in self.blocks
             }
             return pyro.sample(OBSERVATION, self.observation(z, batch), obs=batch.counts)
+
+    def conditionals(self) -> dict[str, Conditional]:
+        """Return the priors over latents by name: each block's, and the decoder's ``effects``."""
+        found = {
+            block.name: Conditional(
+                self.priors[block.name], (block,), f"priors.{block.name}.", added=False
+            )
+            for block in self.blocks
+        }
+        if (effects := getattr(self.decoder, "effects", None)) is not None:
+            found["effects"] = Conditional(effects, self.blocks, "decoder.effects.", added=True)
+        return found
 
     def observation(self, z: Mapping[str, Tensor], batch: Batch) -> dist.TorchDistribution:
         """Return the distribution of the counts given latents.

@@ -112,6 +112,8 @@ SINGLE = set(SYSTEMS) - {"FCR", "InVAE"}
 REFUSED = {("TotalCorrelation", name) for name in SINGLE}
 REFUSED |= {("DensityRatioTC", name) for name in SINGLE}
 """One block is independent of nothing."""
+REFUSED |= {(name, "effects") for name in ("Flow", "NonFactorised", "VampPrior")}
+"""Nothing is learned of them by their mean."""
 REFUSED |= {("Own", name) for name in ("SVAE", "SAMSVAE")}
 """A bare guide of the cells leaves the masks without; a ``pf.Guide`` is composed with theirs."""
 
@@ -137,6 +139,13 @@ def test_guide(guide, system, adata, tmp_path):
 def test_decoder(decoder, system, adata, tmp_path):
     given = DECODERS[decoder]()
     outcome(decoder, system, lambda: check(SYSTEMS[system], adata, tmp_path, decoder=given))
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_prior_as_added_effects(prior, adata, tmp_path):
+    decoder = decoders.AdditiveDecoder(effects=make_prior(prior, 2))
+    own = {"decoder": decoder} if prior == "LambdaPrior" else {}
+    outcome(prior, "effects", lambda: check(pf.VAE, adata, tmp_path, decoder=decoder, own=own))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -18,49 +18,52 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyro_fcr.data import Batch, Design
-    from pyro_fcr.model import LatentModel
+    from pyro_fcr.model import Conditional, LatentModel
 
-__all__ = ["global_posteriors", "target_table"]
+__all__ = ["global_posteriors", "sparse_priors", "target_table"]
 
 
 @torch.no_grad()
-def global_posteriors(
-    model: LatentModel, guide: Callable[[Batch], Any], block: str, batch: Batch
-) -> dict[str, Any]:
-    """Return the posterior of each global of a block's prior, by its attribute's name.
+def global_posteriors(guide: Callable[[Batch], Any], path: str, batch: Batch) -> dict[str, Any]:
+    """Return the posterior of each global of a part, by its attribute's name.
 
     Parameters
     ----------
-    model, guide
-        A fitted pair.
-    block
-        The block.
+    guide
+        A fitted one.
+    path
+        What the names of the part's sites begin with.
     batch
         Any cells.
     """
-    prefix = f"priors.{block}."
     sites = latent_sites(poutine.trace(guide).get_trace(batch))
-    return {n.removeprefix(prefix): s["fn"] for n, s in sites.items() if n.startswith(prefix)}
+    return {n.removeprefix(path): s["fn"] for n, s in sites.items() if n.startswith(path)}
+
+
+def sparse_priors(model: LatentModel) -> dict[str, Conditional]:
+    """Return the priors over latents that tell treatments' ``effects``, by name."""
+    held = model.conditionals()
+    return {name: one for name, one in held.items() if hasattr(one.prior, "effects")}
 
 
 def target_table(
     model: LatentModel,
     guide: Callable[[Batch], Any],
-    block: str,
+    name: str,
     design: Design,
     device: torch.device,
     *,
     level: float,
     credible: float,
 ) -> pd.DataFrame:
-    """Return what every treatment does to every latent of a block.
+    """Return what every treatment does to every latent.
 
     Parameters
     ----------
     model, guide
-        A fitted pair; the block's prior gives ``effects``.
-    block
-        The block.
+        A fitted pair.
+    name
+        One of :func:`sparse_priors`.
     design
         The experiment.
     device
@@ -76,12 +79,12 @@ def target_table(
         See :meth:`pyro_fcr.fitted.Fitted.targets`.
     """
     batch = condition_cells(design).batch(slice(0, 1)).to(device)
-    prior: Any = model.priors[block]
+    found = model.conditionals()[name]
     with torch.no_grad():
-        effects = prior.effects(global_posteriors(model, guide, block, batch))
+        effects = found.prior.effects(global_posteriors(guide, found.path, batch))
     inclusion, mean, sd = (values.detach().double().cpu().numpy() for values in effects)
     half = norm.ppf(0.5 + credible / 2) * sd
-    latents = [f"{block}_{j}" for j in range(inclusion.shape[1])]
+    latents = [f"{block.name}_{j}" for block in found.blocks for j in range(block.size)]
     index = pd.MultiIndex.from_product([design.treatments, latents], names=["treatment", "latent"])
     columns = {
         "inclusion": inclusion,

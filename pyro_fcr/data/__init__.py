@@ -1,7 +1,7 @@
 """AnnData in, minibatches out: schema, design, encoded cells, sources, splits."""
 
 from pyro_fcr.data import splits
-from pyro_fcr.data.batch import Batch
+from pyro_fcr.data.batch import Batch, label_batch
 from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.design import Design
 from pyro_fcr.data.genes import top_genes
@@ -29,6 +29,7 @@ __all__ = [
     "StoredCounts",
     "StreamSource",
     "keep_inside",
+    "label_batch",
     "open_data",
     "open_source",
     "splits",

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Batch"]
+    from pyro_fcr.data.design import Design
+
+__all__ = ["Batch", "label_batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +93,44 @@ class Batch:
     def replace(self, **changes: Any) -> Batch:
         """Return a copy with some fields replaced."""
         return replace(self, **changes)
+
+
+def label_batch(design: Design, n: int) -> Batch:
+    """Return empty cells with the labels of the design's conditions, the largest first.
+
+    Parameters
+    ----------
+    design
+        The experiment.
+    n
+        Cells; conditions come in turn.
+
+    Returns
+    -------
+    Batch
+        Counts are zero, libraries one, continuous covariates at their mean.
+    """
+    by_size = sorted(design.condition_counts, key=lambda row: (-row[2], row[:2]))
+    treatment, joint = np.asarray([row[:2] for row in by_size]).T
+    pick = np.arange(n) % len(by_size)
+    treatment, joint = treatment[pick], joint[pick]
+    levels = list(design.covariates.values())
+    codes = [
+        [names.index(v) for names, v in zip(levels, group, strict=True)]
+        for group in design.covariate_levels
+    ]
+    rows = torch.tensor(design.treatment_rows[treatment])
+    covariates = torch.tensor(codes, dtype=torch.int64).reshape(len(codes), len(levels))
+    return Batch(
+        counts=torch.zeros(n, design.n_genes),
+        library=torch.ones(n),
+        treatment=rows,
+        treatment_id=torch.tensor(treatment),
+        dose=rows.sum(1),
+        covariates=covariates[joint],
+        covariate_id=torch.tensor(joint),
+        continuous=torch.zeros(n, len(design.continuous)),
+        batch=torch.arange(n) % design.n_batches,
+        index=torch.arange(n),
+        n_cells=n,
+    )

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_fcr.data import label_batch
 from pyro_fcr.decoders.base import Decoder
 from pyro_fcr.decoders.network import NetworkDecoder
 from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.nn import Block, LabelCode, check_labels
+from pyro_fcr.priors import Prior
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyro_fcr.data import Batch, Design
-    from pyro_fcr.priors import Prior
 
 __all__ = ["AdditiveDecoder"]
 
@@ -44,13 +46,15 @@ class AdditiveDecoder(Decoder):
         Labels whose effects are added: any of ``"treatment"``, ``"covariates"``, ``"batch"``.
     effects
         A prior whose mean is the treatment's effect, in place of a free vector per treatment.
+        Where it settles, as sparse shifts do, it does so beside the latents it is added to.
     hidden
         Widths of the network's hidden layers; by default those the system was given.
 
     Raises
     ------
     SlotError
-        If no label is named, or one that the schema does not have.
+        If no label is named, or one that the schema does not have, or ``effects`` has no mean
+        that could be learned.
     """
 
     axes: Tensor
@@ -95,6 +99,8 @@ class AdditiveDecoder(Decoder):
         if self.effects is not None:
             whole = Block("effects", size, check_labels(["treatment"], design, where="effects="))
             self.effects.bind(whole, design)
+            # A copy: Pyro wants a part to have its place in a model before it is run.
+            check_mean(copy.deepcopy(self.effects), label_batch(design, 2), size)
         self.register_buffer("axes", torch.eye(size))
         self.network = NetworkDecoder(hidden=self.hidden)
         self.network.bind(blocks, design, start, hidden=hidden, with_batch=with_batch)
@@ -107,8 +113,8 @@ class AdditiveDecoder(Decoder):
         if hasattr(self, "table"):
             shift = shift + GAIN * self.table(self.code(batch))
         if self.effects is not None:
-            shift = shift + self.effects(batch).mean
-        return shift @ self.axes.T
+            shift = shift + self.effects(batch).mean @ self.axes.T
+        return shift
 
     def forward(self, z: Tensor, batch: Batch) -> Tensor:
         """Map latents (..., B, d) to (..., B, channels · G)."""
@@ -118,4 +124,54 @@ class AdditiveDecoder(Decoder):
     def turn(self, columns: slice, inverse: Tensor) -> None:
         """Read latents z' = A z in some columns as before: ``inverse`` is A⁻¹."""
         self.network.turn(columns, inverse)
-        self.axes[columns] = torch.linalg.solve(inverse, self.axes[columns])
+        turned = [self.table.weight] if hasattr(self, "table") else []
+        effects: Any = self.effects
+        if hasattr(effects, "turn"):
+            effects.turn(columns, inverse)
+        else:
+            turned.append(self.axes)
+        for rows in turned:
+            rows[columns] = torch.linalg.solve(inverse, rows[columns])
+
+
+def check_mean(effects: Prior, batch: Batch, size: int) -> None:
+    """Refuse a prior whose mean cannot stand for the treatments' effects.
+
+    Parameters
+    ----------
+    effects
+        Bound.
+    batch
+        A few cells.
+    size
+        Dimensions of the latents, d.
+
+    Raises
+    ------
+    SlotError
+        If its parameters do not learn from its mean, it needs the guide, or has no mean.
+    """
+    problem = None
+    if not effects.normalised:
+        problem = "a density without normaliser, whose parameters its mean does not teach"
+    elif type(effects).meet is not Prior.meet:
+        problem = "a prior that reads the guide's posterior of a block, where there is no block"
+    else:
+        with torch.no_grad(), torch.random.fork_rng():
+            try:
+                mean = effects(batch).mean
+            except NotImplementedError:
+                problem = "a distribution without a known mean"
+            else:
+                if mean.shape != (len(batch), size) or not torch.isfinite(mean).all():
+                    problem = f"a mean of shape {tuple(mean.shape)}, or one that is not finite"
+    if problem is not None:
+        raise SlotError(
+            sentence(
+                f"{type(effects).__name__} cannot stand for effects",
+                where="AdditiveDecoder(effects=)",
+                expected=f"a prior with a mean of {size} finite dimensions to be learned",
+                got=problem,
+                hint="use priors.Gaussian, Hierarchical or SparseShift",
+            )
+        )

@@ -9,12 +9,12 @@ from pyro_fcr.analysis.draws import seeded
 from pyro_fcr.analysis.effects import estimate_effects
 from pyro_fcr.analysis.programs import gene_programs
 from pyro_fcr.analysis.report import write_report
-from pyro_fcr.analysis.targets import target_table
+from pyro_fcr.analysis.targets import sparse_priors, target_table
 from pyro_fcr.errors import DesignError, sentence
 from pyro_fcr.fitted.evidence import Evidence
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from pyro_fcr.analysis.effects import Effects
     from pyro_fcr.data import Split
+    from pyro_fcr.model import Conditional
 
 
 __all__ = ["Findings"]
@@ -39,7 +40,8 @@ class Findings(Evidence):
         Parameters
         ----------
         block
-            A block whose prior has sparse effects; found by itself where there is one.
+            A block whose prior has sparse effects, or ``"effects"`` for those that the decoder
+            adds; found by itself where there is one.
         level
             Nominal false discovery rate of ``selected``, by its posterior expectation over all
             treatments and latents.
@@ -57,10 +59,10 @@ class Findings(Evidence):
         Raises
         ------
         DesignError
-            If no block has such a prior.
+            If there is no such prior.
         """
         self._fitted()
-        chosen = self._sparse_block(block, "targets")
+        chosen = self._sparse(block, sparse_priors(self.model), "targets")
         with seeded(0):
             return target_table(
                 self.model, self.guide, chosen, self.design, self.device,
@@ -101,24 +103,26 @@ class Findings(Evidence):
         """
         self._fitted()
         names = [one.name for one in self.declaration.blocks]
-        chosen = block if block in names else self._sparse_block(block, "gene_programs")
+        if block not in names:
+            held = sparse_priors(self.model).items()
+            alone = {name: one for name, one in held if len(one.blocks) == 1}
+            block = alone[self._sparse(block, alone, "gene_programs")].blocks[0].name
         cells = self.encode(adata)
         self._require(cells, self.model.decoder.reads, "the decoder")
         return gene_programs(
-            self.model, self._moments(cells), cells, chosen, self.device, pseudocount=pseudocount
+            self.model, self._moments(cells), cells, block, self.device, pseudocount=pseudocount
         )
 
-    def _sparse_block(self, block: str | None, where: str) -> str:
-        sparse = [name for name, prior in self.model.priors.items() if hasattr(prior, "effects")]
-        if len(sparse) == 1 and block is None:
-            return sparse[0]
-        if block in sparse:
-            return str(block)
+    def _sparse(self, name: str | None, sparse: Mapping[str, Conditional], where: str) -> str:
+        if len(sparse) == 1 and name is None:
+            return next(iter(sparse))
+        if name is not None and name in sparse:
+            return name
         raise DesignError(
             sentence(
                 "no block with sparse effects" if not sparse else "which block is open",
-                where=f"{where}(block={block!r})",
-                expected=f"one of {sparse}" if sparse else "a block with the prior SparseShift",
+                where=f"{where}(block={name!r})",
+                expected=f"one of {[*sparse]}" if sparse else "a block with the prior SparseShift",
                 got=f"blocks {[one.name for one in self.declaration.blocks]}",
                 hint="name the block"
                 if sparse

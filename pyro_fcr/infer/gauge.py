@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
     from pyro_fcr.data import Batch
 
-__all__ = ["SETTLED", "TURNS", "align", "condition_moments", "joint_diagonaliser", "settle"]
+__all__ = [
+    "SETTLED",
+    "TURNS",
+    "align",
+    "carried",
+    "condition_moments",
+    "joint_diagonaliser",
+    "settle",
+]
 
 TURNS = (0.4, 0.8)
 """When a block is turned onto its prior's own axes, as shares of the time of alignment: once the
@@ -187,6 +195,26 @@ def align(
         variance = torch.diagonal(matrix @ covariance @ matrix.T, dim1=1, dim2=2)
         prior.refit(batch(first).to(device), centre @ matrix.T, variance.sqrt())
     return True
+
+
+def carried(prior: Any, condition: Tensor, batch: Callable[[Tensor], Batch]) -> Tensor:
+    """Return what a decoder adds to each cell's latents by a prior's posterior mean.
+
+    Parameters
+    ----------
+    prior
+        Needs ``expected(batch)``.
+    condition, batch
+        As for :func:`align`.
+
+    Returns
+    -------
+    Tensor
+        Shape (N, d).
+    """
+    codes, index = condition.unique(return_inverse=True)
+    first = torch.stack([(condition == code).nonzero()[0, 0] for code in codes])
+    return prior.expected(batch(first))[index]
 
 
 def settle(

@@ -33,6 +33,9 @@ class Prior(Part):
     normalised: ClassVar[bool] = True
     """Whether the density of :meth:`forward`'s distribution integrates to one."""
 
+    isotropic: ClassVar[bool] = False
+    """Whether it stays the same when the latents are rotated."""
+
     def bind(self, block: Block, design: Design) -> None:
         """Make what depends on the block's size or the design's categories; nothing by default."""
 

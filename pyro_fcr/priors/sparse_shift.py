@@ -232,8 +232,7 @@ class SparseShift(Prior):
         if rows is None:
             rows = torch.ones(len(gram), dtype=torch.bool)
         else:
-            expected = torch.sigmoid(self.mask_logits) * GAIN * self.shift_loc
-            cross = cross - gram[:, ~rows] @ expected[~rows].to(cross)
+            cross = cross - gram[:, ~rows] @ self._expected()[~rows].to(cross)
             known = self.log_sparsity.exp(), self.slab_log_scale.exp(), self.discrepancy
         found = spike_and_slab(
             gram[rows][:, rows], cross[rows], information, self.sparsity, known=known
@@ -245,6 +244,41 @@ class SparseShift(Prior):
             self.log_sparsity.copy_(found.sparsity.log())
             self.slab_log_scale.copy_(found.slab.log())
             self.discrepancy.copy_(found.discrepancy)
+
+    @torch.no_grad()
+    def expected(self, batch: Batch) -> Tensor:
+        """Return the mean under the posterior of masks and shifts, on the batch's device.
+
+        Parameters
+        ----------
+        batch
+            One cell per condition, C of them.
+
+        Returns
+        -------
+        Tensor
+            Shape (C, d).
+        """
+        dose = batch.treatment / self.dose_unit.to(batch.device)
+        return dose @ self._expected().to(batch.device)
+
+    @torch.no_grad()
+    def turn(self, columns: slice, inverse: Tensor) -> None:
+        """Follow latents z' = A z in some columns: shifts turn with them and every mask opens.
+
+        Parameters
+        ----------
+        columns
+            Columns of the latents.
+        inverse
+            A⁻¹.
+        """
+        turned = torch.linalg.solve(inverse, self._expected()[:, columns].T).T
+        self.shift_loc[:, columns] = turned / GAIN
+        self.mask_logits[:, columns] = OPEN
+
+    def _expected(self) -> Tensor:
+        return torch.sigmoid(self.mask_logits) * GAIN * self.shift_loc
 
     def _normal_equations(self, batch: Batch, size: Tensor, loc: Tensor) -> tuple[Tensor, Tensor]:
         dose = (batch.treatment / self.dose_unit.to(batch.device)).double()

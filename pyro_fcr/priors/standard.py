@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pyro.distributions as dist
 
@@ -17,6 +17,8 @@ __all__ = ["Standard"]
 
 class Standard(Prior):
     """The standard normal N(0, I), blind to every condition: the null model of a block."""
+
+    isotropic: ClassVar[bool] = True
 
     def bind(self, block: Block, design: Design) -> None:
         """Remember the block's size."""

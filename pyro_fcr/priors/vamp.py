@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_fcr.data import Batch
+from pyro_fcr.data import label_batch
 from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.nn import Block, condition_map
 from pyro_fcr.priors.base import Prior
@@ -17,7 +16,7 @@ from pyro_fcr.priors.base import Prior
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyro_fcr.data import Design
+    from pyro_fcr.data import Batch, Design
 
 __all__ = ["VampPrior"]
 
@@ -68,7 +67,9 @@ class VampPrior(Prior):
         self.register_buffer("has_left", torch.tensor(False))
         self.register_load_state_dict_post_hook(lambda prior, _: prior._look())
         self._look()
-        self._labels = _labels(design, self.components)
+        cells = label_batch(design, self.components)
+        depth = DEPTH if self.shares else 1.0
+        self._labels = cells.replace(library=depth * cells.library)
         self._posteriors: Callable[[Batch], Any] | None = None
 
     def meet(self, guide: nn.Module, rate: Tensor) -> None:
@@ -125,31 +126,3 @@ class VampPrior(Prior):
         weights = dist.Categorical(logits=self.table(batch))
         parts = self.parts().expand([len(batch), self.components])
         return dist.MixtureSameFamily(weights, parts)
-
-
-def _labels(design: Design, n: int) -> Batch:
-    # The largest conditions first.
-    by_size = sorted(design.condition_counts, key=lambda row: (-row[2], row[:2]))
-    treatment, joint = np.asarray([row[:2] for row in by_size]).T
-    pick = np.arange(n) % len(by_size)
-    treatment, joint = treatment[pick], joint[pick]
-    levels = list(design.covariates.values())
-    codes = [
-        [names.index(v) for names, v in zip(levels, group, strict=True)]
-        for group in design.covariate_levels
-    ]
-    rows = torch.tensor(design.treatment_rows[treatment])
-    covariates = torch.tensor(codes, dtype=torch.int64).reshape(len(codes), len(levels))
-    return Batch(
-        counts=torch.zeros(n, design.n_genes),
-        library=torch.full((n,), DEPTH if design.library == "totals" else 1.0),
-        treatment=rows,
-        treatment_id=torch.tensor(treatment),
-        dose=rows.sum(1),
-        covariates=covariates[joint],
-        covariate_id=torch.tensor(joint),
-        continuous=torch.zeros(n, len(design.continuous)),
-        batch=torch.arange(n) % design.n_batches,
-        index=torch.arange(n),
-        n_cells=n,
-    )

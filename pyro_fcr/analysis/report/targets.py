@@ -11,6 +11,7 @@ from pyro_fcr.analysis import plots
 from pyro_fcr.analysis.programs import gene_programs
 from pyro_fcr.analysis.report.blocks import block_moments
 from pyro_fcr.analysis.report.page import rows
+from pyro_fcr.analysis.targets import sparse_priors
 
 if TYPE_CHECKING:
     from pyro_fcr.analysis.report.contract import Reported
@@ -29,11 +30,11 @@ PSEUDOCOUNT = 10.0
 
 
 def show_targets(page: Page, model: Reported) -> None:
-    """Show the masks of the first block whose prior has sparse effects, where there is one."""
-    block = _sparse_block(model)
+    """Show the masks of the first block with sparse effects, where there is one."""
+    name, block = _sparse_block(model)
     if block is None:
         return
-    table = model.targets(block, level=LEVEL)
+    table = model.targets(name, level=LEVEL)
     inclusion = table["inclusion"].unstack(sort=False)
     strongest = inclusion.max(axis=1).sort_values(ascending=False).index[:DRAWN_TREATMENTS]
     drawn = inclusion.loc[strongest]
@@ -63,7 +64,7 @@ def show_targets(page: Page, model: Reported) -> None:
 
 def show_programs(page: Page, model: Reported, cells: Cells) -> None:
     """Show the genes that each component of that block moves most."""
-    block = _sparse_block(model)
+    _, block = _sparse_block(model)
     if block is None:
         return
     change = gene_programs(
@@ -85,6 +86,8 @@ def _told(genes: pd.Series) -> str:
     return ", ".join(str(name) for name in genes.index)
 
 
-def _sparse_block(model: Reported) -> str | None:
-    priors = model.model.priors.items()
-    return next((name for name, prior in priors if hasattr(prior, "effects")), None)
+def _sparse_block(model: Reported) -> tuple[str | None, str | None]:
+    """Return the name of the first prior with sparse effects on one block alone, and the block."""
+    held = sparse_priors(model.model).items()
+    alone = ((name, one.blocks[0].name) for name, one in held if len(one.blocks) == 1)
+    return next(alone, (None, None))

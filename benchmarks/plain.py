@@ -1,8 +1,8 @@
 """FCR's training step in plain torch, without Pyro: what the probabilistic language costs.
 
 It takes its weights and its condition tables from a fitted-up model and repeats its objective by
-hand: no traces, no plates, no sites. The count density and the HSIC criterion, which hold no
-Pyro, are the package's own. `check` says how far its loss is from the objective's on the same
+hand: no traces, no plates, no sites. The count density, the HSIC criterion and what the encoders
+read, which hold no Pyro, are the package's own. `check` says how far its loss is from the objective's on the same
 draws.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pyro_fcr.distributions import NegativeBinomial
+from pyro_fcr.distributions import SharedNegativeBinomial
 from pyro_fcr.penalties import match_controls, permute_within
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ class PlainFCR(nn.Module):
         super().__init__()
         objective = copy.deepcopy(model._objective)
         guide, generative = objective.guide.guide.locals, objective.model.model
-        self.mean, self.scale = guide.mean_g, guide.scale_g
-        self.encoders = guide.encoders
+        self.features, self.encoders = guide.features, guide.encoders
         self.tables = nn.ModuleList(generative.priors[name].table for name in BLOCKS)
         self.linear = generative.decoder.linear
         self.network = generative.decoder.network
@@ -56,8 +55,7 @@ class PlainFCR(nn.Module):
 
     def loss(self, batch: Batch) -> tuple[Any, dict[str, Any]]:
         """Return the loss in nats per cell, and the draws."""
-        x = torch.log1p(batch.counts * (1e4 / batch.library)[:, None])
-        outputs = self.encoders((x - self.mean) / self.scale)
+        outputs = self.encoders(self.features(batch))
         n, z, means, loss = len(batch), {}, {}, 0.0
         for name, out, table in zip(BLOCKS, outputs, self.tables, strict=True):
             loc, raw = out.chunk(2, dim=-1)
@@ -74,9 +72,10 @@ class PlainFCR(nn.Module):
             weight = self.weights[("z_x_vs_z_tx", "z_t_vs_z_tx")[k]]
             loss = loss + weight * critic(self.pairs(z, batch, k, z["z_tx"])).mean()
         latents = torch.cat(list(z.values()), dim=-1)
-        log_mean = (self.linear(latents) + self.network(latents)).log_softmax(-1)
-        log_mean = log_mean + batch.library.log()[:, None]
-        counts = NegativeBinomial(log_mean, self.log_dispersion.clamp(-8, 12), validate_args=False)
+        logits, log_theta = self.linear(latents) + self.network(latents), self.log_dispersion
+        counts = SharedNegativeBinomial(
+            logits, batch.library.log(), log_theta.clamp(-8, 12), validate_args=False
+        )
         loss = loss - counts.log_prob(batch.counts).sum() / n
         if self.heads:
             covariate, treatment = self.heads

@@ -23,7 +23,7 @@ NAME = "pyro_fcr"
 FRONT = "__init__"  # the room of pyro_fcr/__init__.py
 
 # The direction of imports, as ARCHITECTURE.md draws it. A room may always import itself.
-LEAVES = frozenset({"errors", "files", "reading", "_version"})
+LEAVES = frozenset({"errors", "files", "nonzeros", "reading", "_version"})
 GROUND = LEAVES | {"data", "nn", "distributions"}
 PARTS = GROUND | {"decoders", "priors", "likelihoods", "penalties"}
 MODEL = PARTS | {"guides", "model"}
@@ -34,6 +34,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "files": frozenset({"errors"}),
     "reading": frozenset(),
+    "nonzeros": frozenset(),
     "data": LEAVES,
     "distributions": LEAVES,
     "nn": LEAVES | {"data"},

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from pyro_fcr.data.batch import Batch
 from pyro_fcr.data.stored import StoredCounts
+from pyro_fcr.nonzeros import densify
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,10 +112,11 @@ class Cells:
         # A slice is several times cheaper to read than the positions it stands for.
         at = rows if isinstance(rows, slice) else index
         picked = self.counts[at] if counts is None else counts
-        dense = picked.toarray() if sparse.issparse(picked) else np.array(picked)
+        told = sparse.issparse(picked)
+        dense = densify(picked) if told else torch.from_numpy(np.array(picked))
         treatment = self.treatment_rows[self.treatment_row[index]]
         return Batch(
-            counts=torch.from_numpy(dense),
+            counts=dense,
             library=torch.from_numpy(self.library[index]),
             treatment=torch.from_numpy(treatment),
             treatment_id=torch.from_numpy(self.treatment_id[index]),

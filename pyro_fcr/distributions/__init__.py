@@ -3,6 +3,7 @@
 from pyro_fcr.distributions.counts import (
     NegativeBinomial,
     Poisson,
+    SharedNegativeBinomial,
     ZeroInflatedNegativeBinomial,
     negative_binomial_log_prob,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "FactoredNormal",
     "NegativeBinomial",
     "Poisson",
+    "SharedNegativeBinomial",
     "SpikeSlab",
     "StraightThroughBernoulli",
     "ZeroInflatedNegativeBinomial",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -11,11 +12,14 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Gamma, constraints
 from torch.nn import functional as F
 
+from pyro_fcr.nonzeros import NonZeros, nonzeros
+
 Shape = torch.Size | list[int] | tuple[int, ...]
 
 __all__ = [
     "NegativeBinomial",
     "Poisson",
+    "SharedNegativeBinomial",
     "ZeroInflatedNegativeBinomial",
     "negative_binomial_log_prob",
 ]
@@ -28,41 +32,40 @@ LARGEST_LOG = 80.0
 """Beyond this log-ratio of mean and dispersion exp would overflow float32."""
 
 
-class _NonZeros(NamedTuple):
-    """The non-zero counts of some cells, C of them."""
+class _Pochhammer:
+    """log of Γ(y+θ) / Γ(θ) y! at non-zero counts, and its derivative by θ; both shape (C,).
 
-    place: Tensor
-    """Positions among all values, row by row."""
+    For whole y these are sums over k < y of log (θ+k)/(1+k) and of 1/(θ+k). Most counts are
+    small, so a table of few rows serves them all but some, which are evaluated themselves.
+    """
 
-    cell: Tensor
-    gene: Tensor
-    y: Tensor
+    def __init__(self, at: NonZeros, theta: Tensor) -> None:
+        self.theta = theta
+        row = at.value.clamp(1, TABULATED).long() - 1
+        self.place = row * len(theta) + at.column
+        self.rest = (at.value != row + 1).nonzero().view(-1)
+        self.y = at.value[self.rest]
+        self.theta_rest = theta.index_select(0, at.column.index_select(0, self.rest))
+        self.k = torch.arange(TABULATED, dtype=theta.dtype)[:, None]
+        self.sums = torch.ones(TABULATED, TABULATED, dtype=theta.dtype).tril_()
 
-    @classmethod
-    def of(cls, y: Tensor) -> _NonZeros:
-        cell, gene = y.bool().nonzero(as_tuple=True)
-        place = cell * y.shape[-1] + gene
-        return cls(place, cell, gene, _pick(y, place))
-
-    def pochhammer(self, theta: Tensor, *, slope: bool) -> Tensor:
-        """Return log of Γ(y+θ) / Γ(θ) y! at the counts, or its derivative by θ.
-
-        For whole y these are sums over k < y of log (θ+k)/(1+k) and of 1/(θ+k). Most counts are
-        small, so a table of few rows serves them all but some, which are evaluated themselves.
-        """
-        k = torch.arange(TABULATED, dtype=theta.dtype)[:, None]
-        terms = (theta + k).reciprocal() if slope else ((theta + k) / (1 + k)).log()
-        row = self.y.clamp(1, TABULATED).long() - 1
-        out = _pick(terms.cumsum(0), row * len(theta) + self.gene)
-        rest = (self.y != row + 1).nonzero().view(-1)
-        if len(rest):
-            y, theta = self.y[rest], theta[self.gene[rest]]
-            out[rest] = (
-                torch.digamma(y + theta) - torch.digamma(theta)
-                if slope
-                else torch.lgamma(y + theta) - torch.lgamma(theta) - torch.lgamma(y + 1)
-            )
+    def value(self) -> Tensor:
+        out = self._summed(((self.theta + self.k) / (1 + self.k)).log())
+        if len(self.rest):
+            y, theta = self.y, self.theta_rest
+            gammas = torch.lgamma(y + theta) - torch.lgamma(theta) - torch.lgamma(y + 1)
+            out.index_copy_(0, self.rest, gammas)
         return out
+
+    def slope(self) -> Tensor:
+        out = self._summed((self.theta + self.k).reciprocal())
+        if len(self.rest):
+            y, theta = self.y, self.theta_rest
+            out.index_copy_(0, self.rest, torch.digamma(y + theta) - torch.digamma(theta))
+        return out
+
+    def _summed(self, terms: Tensor) -> Tensor:
+        return _pick(self.sums @ terms, self.place)
 
 
 def _pick(values: Tensor, place: Tensor) -> Tensor:
@@ -84,15 +87,15 @@ class _CellLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, log_mean: Tensor, log_theta: Tensor, gate: Tensor | None
+        ctx: Any, at: NonZeros, log_mean: Tensor, log_theta: Tensor, gate: Tensor | None
     ) -> Tensor:
         theta = log_theta.exp()
         odds = (log_mean - log_theta).clamp_(max=LARGEST_LOG).exp_()
         softplus = odds.log1p()
-        at = _NonZeros.of(y)
-        log_share = _pick(log_mean, at.place) - _pick(log_theta, at.gene)
+        log_share = _pick(log_mean, at.place) - _pick(log_theta, at.column)
         log_share -= _pick(softplus, at.place)
-        counted = at.y * log_share + at.pochhammer(theta, slope=False)
+        gammas = _Pochhammer(at, theta)
+        counted = at.value * log_share + gammas.value()
         structural: Tensor | None = None
         if gate is None:
             out = -(softplus @ theta)
@@ -105,8 +108,9 @@ class _CellLogProb(torch.autograd.Function):
             out = (both - F.softplus(gate)).sum(-1)
             structural = excess.sigmoid_()
             structural.view(-1)[at.place] = 0
-        out.index_add_(0, at.cell, counted)
-        ctx.save_for_backward(odds, softplus, theta, gate, structural, *at)
+        out.index_add_(0, at.row, counted)
+        ctx.at, ctx.gammas = at, gammas
+        ctx.save_for_backward(odds, softplus, theta, gate, structural)
         return out
 
     @staticmethod
@@ -114,15 +118,13 @@ class _CellLogProb(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor
     ) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
-        odds, softplus, theta, gate, structural, *found = ctx.saved_tensors
-        at = _NonZeros(*found)
+        odds, softplus, theta, gate, structural = ctx.saved_tensors
+        at: NonZeros = ctx.at
         share = odds / (odds + 1)
         # d/d log μ = y (1 − share) − θ share; d/d log θ = −d/d log μ − θ softplus + θ (ψ − ψ).
-        grad_nz = _pick(grad, at.cell)
-        counted = grad_nz * at.y * (1 - _pick(share, at.place))
-        digammas = torch.zeros_like(theta).index_add_(
-            0, at.gene, grad_nz * at.pochhammer(theta, slope=True)
-        )
+        grad_nz = _pick(grad, at.row)
+        counted = grad_nz * at.value * (1 - _pick(share, at.place))
+        digammas = torch.zeros_like(theta).index_add_(0, at.column, grad_nz * ctx.gammas.slope())
         d_gate: Tensor | None = None
         if gate is None:
             d_mean = share.mul_(-theta).mul_(grad[:, None])
@@ -135,6 +137,51 @@ class _CellLogProb(torch.autograd.Function):
             d_gate = grad[:, None] * (structural - torch.sigmoid(gate))
         d_mean.view(-1).index_add_(0, at.place, counted)
         return None, d_mean, d_theta - d_mean.sum(0), d_gate
+
+
+class _SharedLogProb(torch.autograd.Function):
+    """The same, by what a softmax turns into shares of a cell's library: log μ = L + log p.
+
+    One exponential serves the softmax and the odds μ/θ, and the gradient by the logits, y (1 − s)
+    − θ s − p Σ_g (y (1 − s) − θ s) with s = μ / (μ + θ), is made while its parts are at hand.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, at: NonZeros, logits: Tensor, log_library: Tensor, log_theta: Tensor
+    ) -> Tensor:
+        theta, shares = log_theta.exp(), logits.softmax(-1)
+        odds = (shares * log_library.exp()[:, None]).mul_((-log_theta).exp())
+        softplus = odds.log1p()
+        # Of the logits, for log p where p is too small to be told.
+        shift = log_library + shares.amax(-1).log() - logits.amax(-1)
+        log_odds = _pick(logits, at.place).add_(_pick(shift, at.row))
+        log_odds -= _pick(log_theta, at.column)
+        gammas = _Pochhammer(at, theta)
+        counted = F.logsigmoid(log_odds).mul_(at.value).add_(gammas.value())
+        out = -(softplus @ theta).index_add_(0, at.row, counted, alpha=-1.0)
+        if not any(ctx.needs_input_grad):
+            return out
+        counted = log_odds.neg_().sigmoid_().mul_(at.value)
+        share = torch.add(odds, 1.0).reciprocal_().mul_(odds)
+        by_library = -(share @ theta).index_add_(0, at.row, counted, alpha=-1.0)
+        by_logits = torch.mul(share, -theta, out=odds)
+        by_logits.addcmul_(shares, by_library[:, None], value=-1.0)
+        by_logits.view(-1).index_add_(0, at.place, counted)
+        ctx.at, ctx.counted, ctx.gammas = at, counted, gammas
+        ctx.save_for_backward(by_logits, by_library, softplus.sub_(share), theta)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
+        by_logits, by_library, excess, theta = ctx.saved_tensors
+        at: NonZeros = ctx.at
+        # d/d log θ = −(y (1 − s) − θ s) − θ softplus + θ (ψ − ψ).
+        at_counts = _pick(theta, at.column).mul_(ctx.gammas.slope()).sub_(ctx.counted)
+        by_theta = -theta * (grad @ excess)
+        by_theta.index_add_(0, at.column, at_counts.mul_(_pick(grad, at.row)))
+        return None, by_logits * grad[:, None], by_library * grad, by_theta
 
 
 def _dense_log_prob(y: Tensor, log_mean: Tensor, log_theta: Tensor, gate: Tensor | None) -> Tensor:
@@ -152,9 +199,16 @@ def _cell_log_prob(
         return _dense_log_prob(value, log_mean, log_theta, gate)
     given = [value, log_mean] if gate is None else [value, log_mean, gate]
     wide = torch.broadcast_tensors(*given)
-    y, mean, *gates = (tensor.reshape(-1, wide[0].shape[-1]).contiguous() for tensor in wide)
-    out = _CellLogProb.apply(y, mean, log_theta, *(gates or [None]))
+    _, mean, *gates = (tensor.reshape(-1, wide[0].shape[-1]).contiguous() for tensor in wide)
+    at = _found(value, wide[0].shape)
+    out = _CellLogProb.apply(at, mean, log_theta, *(gates or [None]))
     return out.reshape(wide[0].shape[:-1])
+
+
+def _found(value: Tensor, shape: Shape) -> NonZeros:
+    # A minibatch's own counts know their non-zeros, copies of them do not.
+    return nonzeros(value if len(shape) == value.ndim == 2 and value.shape == torch.Size(shape)
+                    else value.expand(shape).reshape(-1, shape[-1]))  # fmt: skip
 
 
 def negative_binomial_log_prob(y: Tensor, log_mean: Tensor, log_dispersion: Tensor) -> Tensor:
@@ -241,6 +295,70 @@ class NegativeBinomial(TorchDistribution):
     def variance(self) -> Tensor:
         """Variance μ + μ²/θ; shape (..., G)."""
         return self.mean + self.mean.square() / self.log_dispersion.exp()
+
+
+class SharedNegativeBinomial(NegativeBinomial):
+    """Negative binomial counts with a library that a softmax shares among the genes.
+
+    log μ = log library + log softmax(logits): the :class:`NegativeBinomial` of that log-mean, whose
+    density needs no log-mean to be made.
+
+    Parameters
+    ----------
+    logits
+        Shape (..., G).
+    log_library
+        Shape (...): in log molecules.
+    log_dispersion
+        Shape (G,): log θ per gene, shared by all cells.
+    """
+
+    arg_constraints = {
+        "logits": constraints.real_vector,
+        "log_library": constraints.real,
+        "log_dispersion": constraints.real_vector,
+    }
+
+    def __init__(
+        self,
+        logits: Tensor,
+        log_library: Tensor,
+        log_dispersion: Tensor,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.logits, self.log_dispersion = logits, log_dispersion
+        self.log_library = log_library.expand(logits.shape[:-1])
+        TorchDistribution.__init__(
+            self, logits.shape[:-1], logits.shape[-1:], validate_args=validate_args
+        )
+
+    @cached_property
+    def log_mean(self) -> Tensor:  # type: ignore[override]
+        """log μ; shape (..., G)."""
+        return self.logits.log_softmax(-1) + self.log_library[..., None]
+
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> SharedNegativeBinomial:
+        """Return the distribution over a larger batch of cells."""
+        shape = torch.Size(batch_shape)
+        return SharedNegativeBinomial(
+            self.logits.expand(shape + self.event_shape),
+            self.log_library.expand(shape),
+            self.log_dispersion,
+            validate_args=False,
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Sum the genes' log-densities; shape (...)."""
+        if self.logits.device.type != "cpu":
+            return super().log_prob(value)
+        if self._validate_args:
+            self._validate_sample(value)
+        shape = torch.broadcast_shapes(value.shape, self.logits.shape)
+        logits = self.logits.expand(shape).reshape(-1, shape[-1])
+        library = self.log_library.expand(shape[:-1]).reshape(-1)
+        at = _found(value, shape)
+        return _SharedLogProb.apply(at, logits, library, self.log_dispersion).reshape(shape[:-1])
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_fcr.guides.base import Guide
-from pyro_fcr.nn import ConditionTable, ParallelMLP, check_labels
+from pyro_fcr.nn import ConditionTable, ParallelMLP, SparseFeatures, check_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,6 +30,9 @@ __all__ = ["Encoders", "log_normal"]
 def log_normal(noise: Tensor) -> Tensor:
     """Return the standard normal log-density of noise (..., d); shape (...)."""
     return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1)
+
+DENSEST = 0.25
+"""Largest share of non-zero counts whose first layers are evaluated at these alone."""
 
 
 class Encoders(Guide):
@@ -49,6 +52,9 @@ class Encoders(Guide):
         Hidden layers of each encoder.
     """
 
+    mean_g: Tensor
+    scale_g: Tensor
+
     def __init__(
         self, labels: bool | Sequence[str] = False, width: int = 128, depth: int = 2
     ) -> None:
@@ -66,7 +72,7 @@ class Encoders(Guide):
     ) -> None:
         """Make the encoders, fused into one pass over the genes."""
         self.blocks = tuple(blocks)
-        self._features = likelihood.features
+        self._features, self._sparse = likelihood.features, likelihood.sparse_features
         self.register_buffer("mean_g", genes.mean.clone())
         self.register_buffer("scale_g", genes.scale.clone())
         sizes = [2 * block.size for block in blocks] + self.shared_sizes()
@@ -93,11 +99,17 @@ class Encoders(Guide):
         Each has shape (B, size); those of a block 2d, a location and a raw scale for each of its
         dimensions.
         """
-        features = (self._features(batch) - self.mean_g) / self.scale_g
         shift = None
         if self.labels:
             shift = torch.cat([table(batch) for table in self.label_tables], dim=-1)
-        return self.encoders(features, shift)
+        return self.encoders(self.features(batch), shift)
+
+    def features(self, batch: Batch) -> Tensor | SparseFeatures:
+        """Return what the encoders read of each cell's genes, standardised; shape (B, G)."""
+        found = self._sparse(batch)
+        if found is not None and found.density < DENSEST:
+            return SparseFeatures(found, self.mean_g, self.scale_g)
+        return (self._features(batch) - self.mean_g) / self.scale_g
 
     @contextmanager
     def prepared(self, batch: Batch) -> Iterator[None]:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from pyro_fcr.nn import Part
+from pyro_fcr.nonzeros import nonzeros
 
 if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution
     from torch import Tensor
 
     from pyro_fcr.data import Batch
+    from pyro_fcr.nonzeros import NonZeros
 
 __all__ = ["Likelihood", "log_mean_counts"]
 
@@ -66,7 +68,23 @@ class Likelihood(Part):
 
     def features(self, batch: Batch) -> Tensor:
         """Return what encoders read of a cell, shape (B, G): log1p of counts per 10⁴ molecules."""
-        return torch.log1p(batch.counts * (1e4 / batch.library.clamp_min(1.0))[:, None])
+        return torch.log1p(batch.counts * _per_molecule(batch)[:, None])
+
+    def sparse_features(self, batch: Batch) -> NonZeros | None:
+        """Return the features that are not zero, where zero counts read as zeros; else nothing.
+
+        A subclass with ``features`` of its own has none unless it says which.
+        """
+        own = type(self).features is not Likelihood.features
+        if own or batch.device.type != "cpu" or batch.counts.requires_grad:
+            return None
+        found = nonzeros(batch.counts)
+        per_molecule = _per_molecule(batch).index_select(0, found.row)
+        return found.with_values(per_molecule.mul_(found.value).log1p_())
+
+
+def _per_molecule(batch: Batch) -> Tensor:
+    return 1e4 / batch.library.clamp_min(1.0)
 
 
 def log_mean_counts(decoded: Tensor, batch: Batch) -> Tensor:

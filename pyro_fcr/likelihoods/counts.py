@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from pyro_fcr.distributions import NegativeBinomial as NegativeBinomialCounts
 from pyro_fcr.distributions import Poisson as PoissonCounts
+from pyro_fcr.distributions import SharedNegativeBinomial
 from pyro_fcr.distributions import ZeroInflatedNegativeBinomial as ZeroInflatedCounts
 from pyro_fcr.likelihoods.base import Likelihood, log_mean_counts
 
@@ -37,7 +37,7 @@ class NegativeBinomial(Likelihood):
     def forward(self, decoded: Tensor, batch: Batch) -> dist.TorchDistribution:
         """Return the counts' distribution; event shape (G,)."""
         log_theta = self.log_dispersion.clamp(*LOG_DISPERSION_RANGE)
-        return NegativeBinomialCounts(log_mean_counts(decoded.float(), batch), log_theta)
+        return SharedNegativeBinomial(decoded.float(), batch.library.log(), log_theta)
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):

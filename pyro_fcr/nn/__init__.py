@@ -14,6 +14,7 @@ from pyro_fcr.nn.maps import (
 from pyro_fcr.nn.module import LocalModule, Part, touch_globals
 from pyro_fcr.nn.networks import MLP, ParallelMLP
 from pyro_fcr.nn.rotation import sparse_rotation
+from pyro_fcr.nn.sparse_linear import SparseFeatures
 from pyro_fcr.nn.tensors import read_tensors, write_tensors
 from pyro_fcr.nn.traces import Posteriors, in_cell_plate, latent_sites, marginal
 
@@ -33,6 +34,7 @@ __all__ = [
     "ParallelMLP",
     "Part",
     "Posteriors",
+    "SparseFeatures",
     "check_labels",
     "condition_map",
     "find_columns",

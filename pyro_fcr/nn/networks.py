@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_fcr.nn.sparse_linear import SparseFeatures
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -72,7 +74,10 @@ class ParallelMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.n_networks, self.width, self.n_out = len(n_out), width, tuple(n_out)
-        self.first = nn.Linear(n_in, self.n_networks * width)
+        first = nn.Linear(n_in, self.n_networks * width)
+        # By genes: what a cell's few non-zero genes add up lies together.
+        self.first_weight_gk = nn.Parameter(first.weight.detach().T.contiguous())
+        self.first_bias_k = first.bias
         self.norms_kd = nn.ParameterList(
             nn.Parameter(torch.stack([torch.ones(self.n_networks, width),
                                       torch.zeros(self.n_networks, width)]))
@@ -88,7 +93,7 @@ class ParallelMLP(nn.Module):
         self.last_weight_kdo = nn.Parameter(_uniform(width, self.n_networks, width, widest))
         self.last_bias_ko = nn.Parameter(torch.zeros(self.n_networks, 1, widest))
 
-    def forward(self, x: Tensor, shift_kd: Tensor | None = None) -> list[Tensor]:
+    def forward(self, x: Tensor | SparseFeatures, shift_kd: Tensor | None = None) -> list[Tensor]:
         """Return one output of shape (B, n_out[k]) per network.
 
         Parameters
@@ -99,7 +104,11 @@ class ParallelMLP(nn.Module):
             Shape (B, K · width), added to the first layers' pre-activations: what each network
             reads besides the shared input.
         """
-        first = self.first(x) if shift_kd is None else self.first(x) + shift_kd
+        if isinstance(x, SparseFeatures):
+            first = x.linear(self.first_weight_gk, self.first_bias_k)
+        else:
+            first = torch.addmm(self.first_bias_k, x, self.first_weight_gk)
+        first = first if shift_kd is None else first + shift_kd
         hidden = first.unflatten(-1, (self.n_networks, self.width)).transpose(0, 1)
         hidden = self._activate(hidden, 0)
         for layer, (weight, bias) in enumerate(

@@ -6,6 +6,7 @@ import torch
 from pyro_fcr.distributions import (
     NegativeBinomial,
     Poisson,
+    SharedNegativeBinomial,
     ZeroInflatedNegativeBinomial,
     negative_binomial_log_prob,
 )
@@ -105,3 +106,63 @@ def test_the_dense_form_on_an_accelerator_agrees():
     on_cpu = NegativeBinomial(log_mean, log_theta).log_prob(y)
     on_gpu = NegativeBinomial(log_mean.cuda(), log_theta.cuda()).log_prob(y.cuda())
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-5, atol=1e-4)
+
+
+def shared_cells():
+    y, logits, log_theta = random_cells()
+    return y, logits, torch.linspace(-1.0, 7.0, 6, dtype=torch.float64), log_theta
+
+
+def test_a_shared_library_equals_its_log_mean():
+    y, logits, log_library, log_theta = shared_cells()
+    weight = torch.linspace(0.1, 3.0, 6, dtype=torch.float64)
+
+    def by_log_mean(logits, log_library, log_theta):
+        log_mean = logits.log_softmax(-1) + log_library[:, None]
+        return negative_binomial_log_prob(y, log_mean, log_theta).sum(-1)
+
+    def shared(*given):
+        return SharedNegativeBinomial(*given).log_prob(y)
+
+    results = []
+    for density in (shared, by_log_mean):
+        given = [x.clone().requires_grad_() for x in (logits, log_library, log_theta)]
+        out = density(*given)
+        results.append((out, *torch.autograd.grad((weight * out).sum(), given)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    made = SharedNegativeBinomial(logits, log_library, log_theta)
+    same = NegativeBinomial(logits.log_softmax(-1) + log_library[:, None], log_theta)
+    torch.testing.assert_close(made.mean, same.mean)
+    torch.testing.assert_close(made.variance, same.variance)
+    torch.testing.assert_close(made.mean.sum(-1).log(), log_library)
+    torch.testing.assert_close(made.expand([3, 6]).log_prob(y), same.expand([3, 6]).log_prob(y))
+
+
+def test_a_shared_library_has_the_gradient_of_finite_differences():
+    y, *given = shared_cells()
+    given = [x.requires_grad_() for x in given]
+    assert torch.autograd.gradcheck(lambda *x: SharedNegativeBinomial(*x).log_prob(y), given)
+
+
+def test_a_share_too_small_for_single_precision_keeps_its_density_finite():
+    y = torch.tensor([[1.0, 3.0]])
+    logits = torch.tensor([[-200.0, 0.0]], requires_grad=True)
+    log_prob = SharedNegativeBinomial(logits, torch.zeros(1), torch.zeros(2)).log_prob(y)
+    exact = negative_binomial_log_prob(
+        y.double(), logits.detach().double().log_softmax(-1), torch.zeros(2, dtype=torch.float64)
+    ).sum(-1)
+    torch.testing.assert_close(log_prob.double(), exact)
+    (grad,) = torch.autograd.grad(log_prob, logits)
+    # y(1 − s) − θ s − p Σ(...) by hand: s = p / (1 + p), so 1 for the rare gene, and for the
+    # other (3 − 1)/2 − (1 + (3 − 1)/2) = −1.
+    torch.testing.assert_close(grad, torch.tensor([[1.0, -1.0]]))
+
+
+def test_a_cell_without_molecules_has_no_gradient():
+    logits = torch.randn(1, 4, requires_grad=True)
+    made = SharedNegativeBinomial(logits, torch.tensor([-torch.inf]), torch.zeros(4),
+                                  validate_args=False)  # fmt: skip
+    log_prob = made.log_prob(torch.zeros(1, 4))
+    assert log_prob.item() == 0
+    assert torch.autograd.grad(log_prob, logits)[0].abs().sum() == 0

@@ -11,9 +11,10 @@ def separate(fused: ParallelMLP, k: int) -> nn.Sequential:
     """Network k of a fused one, as torch layers with its weights copied."""
     w = fused.width
     layers = []
-    first = nn.Linear(fused.first.in_features, w)
-    first.weight.data = fused.first.weight.data[k * w : (k + 1) * w].clone()
-    first.bias.data = fused.first.bias.data[k * w : (k + 1) * w].clone()
+    weight = fused.first_weight_gk.data[:, k * w : (k + 1) * w].T.clone()
+    first = nn.Linear(weight.shape[1], w)
+    first.weight.data = weight
+    first.bias.data = fused.first_bias_k.data[k * w : (k + 1) * w].clone()
     layers.append(first)
     for layer in range(len(fused.norms_kd)):
         norm = nn.LayerNorm(w)
@@ -46,10 +47,10 @@ def test_fused_networks_equal_separate_ones(depth):
     outputs[1].sum().backward()
     assert fused.last_weight_kdo.grad[[0, 2]].abs().sum() == 0
     assert fused.last_weight_kdo.grad[1].abs().sum() > 0
-    assert fused.first.weight.grad[:5].abs().sum() == 0
+    assert fused.first_weight_gk.grad[:, :5].abs().sum() == 0
     alone = separate(fused, 1)
     alone(x).sum().backward()
-    torch.testing.assert_close(fused.first.weight.grad[5:10], alone[0].weight.grad)
+    torch.testing.assert_close(fused.first_weight_gk.grad[:, 5:10].T, alone[0].weight.grad)
 
 
 def test_a_shift_enters_each_network_at_its_own_place():

@@ -2,8 +2,8 @@
 
 It takes its weights and its condition tables from a fitted-up model and repeats its objective by
 hand: no traces, no plates, no sites. The count density, the HSIC criterion and what the encoders
-read, which hold no Pyro, are the package's own. `check` says how far its loss is from the objective's on the same
-draws.
+read, which hold no Pyro, are the package's own. `check` says how far its loss is from the
+objective's on the same draws.
 """
 
 from __future__ import annotations

@@ -70,8 +70,7 @@ class NonZeros:
         value, column, offsets = (x.detach().numpy() for x in
                                   (self.value, self.column, self.offsets))  # fmt: skip
         turned = sparse.csr_matrix((value, column, offsets), shape=self.shape).tocsc()
-        arrays = (turned.indptr, turned.indices, turned.data)
-        return NonZeros(*map(torch.from_numpy, arrays), n_columns=self.shape[0])
+        return _of_arrays(turned.indptr, turned.indices, turned.data, self.shape[0])
 
 
 def nonzeros(matrix: Tensor) -> NonZeros:
@@ -103,9 +102,13 @@ def densify(rows: Any) -> Tensor:
     matrix = torch.from_numpy(rows.toarray())
     if rows.has_canonical_format and rows.data.all():
         places = (part.astype(np.int32, copy=False) for part in (rows.indptr, rows.indices))
-        arrays = map(torch.from_numpy, (*places, rows.data))
-        setattr(matrix, MEMO, (matrix._version, NonZeros(*arrays, n_columns=rows.shape[1])))
+        setattr(matrix, MEMO, (matrix._version, _of_arrays(*places, rows.data, rows.shape[1])))
     return matrix
+
+
+def _of_arrays(offsets: Any, column: Any, value: Any, n_columns: int) -> NonZeros:
+    offsets, column, value = (torch.from_numpy(part) for part in (offsets, column, value))
+    return NonZeros(offsets, column, value, n_columns)
 
 
 def _search(matrix: Tensor) -> NonZeros:

@@ -300,8 +300,8 @@ class NegativeBinomial(TorchDistribution):
 class SharedNegativeBinomial(NegativeBinomial):
     """Negative binomial counts with a library that a softmax shares among the genes.
 
-    log μ = log library + log softmax(logits): the :class:`NegativeBinomial` of that log-mean, whose
-    density needs no log-mean to be made.
+    log μ = log library + log softmax(logits): the :class:`NegativeBinomial` of that log-mean,
+    whose density is evaluated without making it.
 
     Parameters
     ----------
@@ -335,7 +335,7 @@ class SharedNegativeBinomial(NegativeBinomial):
 
     @cached_property
     def log_mean(self) -> Tensor:  # type: ignore[override]
-        """log μ; shape (..., G)."""
+        """Log-mean, log μ; shape (..., G)."""
         return self.logits.log_softmax(-1) + self.log_library[..., None]
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> SharedNegativeBinomial:

@@ -31,6 +31,7 @@ def log_normal(noise: Tensor) -> Tensor:
     """Return the standard normal log-density of noise (..., d); shape (...)."""
     return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1)
 
+
 DENSEST = 0.25
 """Largest share of non-zero counts whose first layers are evaluated at these alone."""
 

@@ -20,6 +20,7 @@ from pyro_fcr.nn import (
     in_cell_plate,
     latent_sites,
     marginal,
+    parameters_unseen,
 )
 from pyro_fcr.penalties import Adversarial
 
@@ -158,8 +159,10 @@ class SiteELBO(TraceMeanField_ELBO):
             Observed sites' log-densities, latent sites' divergences, the guide's factors; all
             scalars summed over ``batch.n_cells`` cells.
         """
-        guide_trace = poutine.trace(guide).get_trace(batch)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
+        with parameters_unseen():
+            guide_trace = poutine.trace(guide).get_trace(batch)
+            replayed = poutine.replay(model, trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(batch)
         self.draws = {
             name: site["value"].detach() for name, site in latent_sites(guide_trace).items()
         }

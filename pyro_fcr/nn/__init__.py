@@ -11,7 +11,7 @@ from pyro_fcr.nn.maps import (
     FeatureTable,
     condition_map,
 )
-from pyro_fcr.nn.module import LocalModule, Part, touch_globals
+from pyro_fcr.nn.module import LocalModule, Part, parameters_unseen, touch_globals
 from pyro_fcr.nn.networks import MLP, ParallelMLP
 from pyro_fcr.nn.rotation import sparse_rotation
 from pyro_fcr.nn.sparse_linear import SparseFeatures
@@ -41,6 +41,7 @@ __all__ = [
     "in_cell_plate",
     "latent_sites",
     "marginal",
+    "parameters_unseen",
     "read_tensors",
     "sparse_rotation",
     "touch_globals",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import weakref
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
 import pyro
@@ -16,9 +18,26 @@ from torch.distributions import Distribution, Transform
 from pyro_fcr.errors import SlotError, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["LocalModule", "Part", "touch_globals"]
+__all__ = ["LocalModule", "Part", "parameters_unseen", "touch_globals"]
+
+
+_unseen: ContextVar[bool] = ContextVar("unseen", default=False)
+
+
+@contextmanager
+def parameters_unseen() -> Iterator[None]:
+    """Read local modules' parameters without telling Pyro's handlers of each.
+
+    A trace then holds no ``param`` sites of networks. A training step asks for none, and would
+    spend a good part of its Python time on them.
+    """
+    token = _unseen.set(True)
+    try:
+        yield
+    finally:
+        _unseen.reset(token)
 
 
 class LocalModule(PyroModule):
@@ -37,6 +56,14 @@ class LocalModule(PyroModule):
         """Run ``forward`` with module-local parameters."""
         with pyro.settings.context(module_local_params=True):
             return super().__call__(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a parameter or a module; Pyro is told of it where a handler may want to know."""
+        if _unseen.get():
+            for kind in ("_modules", "_parameters"):
+                if (found := self.__dict__.get(kind, {}).get(name)) is not None:
+                    return found
+        return super().__getattr__(name)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         # The distribution of a PyroSample is no buffer: without this it would stay behind

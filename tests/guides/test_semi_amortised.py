@@ -164,7 +164,7 @@ def test_steps_are_taken_in_evaluation_and_in_training_if_asked(setup):
         trained = guide.train().encode(batch)[0]
         assert torch.equal(trained, plain) is not in_training
         trained.sum().backward()
-        assert guide.base.encoders.first.weight.grad.abs().sum() > 0
+        assert guide.base.encoders.first_weight_gk.grad.abs().sum() > 0
 
 
 def test_no_sites_but_the_blocks_are_seen_and_the_model_is_not_owned(setup):

@@ -10,7 +10,7 @@ from torch import nn
 
 import pyro_fcr as pf
 from pyro_fcr.errors import SlotError
-from pyro_fcr.nn import LocalModule, touch_globals
+from pyro_fcr.nn import LocalModule, parameters_unseen, touch_globals
 
 
 class Scaled(LocalModule):
@@ -126,3 +126,22 @@ def test_an_abstract_part_says_what_it_lacks(kind, lacks):
         kind()
     mine = type("Mine", (kind,), {name: lambda self: None for name in lacks.split(", ")})
     assert isinstance(mine(), kind)
+
+
+def test_parameters_may_be_read_without_telling_handlers():
+    class Net(LocalModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+            self.bias = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return pyro.sample("y", dist.Normal(self.layer(x) + self.bias, 1.0).to_event(2))
+
+    net, x = Net(), torch.zeros(3, 2)
+    told = poutine.trace(net).get_trace(x)
+    assert {"bias", "layer$$$weight"} <= {n for n, s in told.nodes.items() if s["type"] == "param"}
+    with parameters_unseen():
+        silent = poutine.trace(net).get_trace(x)
+    assert not [n for n, s in silent.nodes.items() if s["type"] == "param"]
+    torch.testing.assert_close(silent.nodes["y"]["fn"].mean, told.nodes["y"]["fn"].mean)

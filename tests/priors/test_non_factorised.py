@@ -176,7 +176,7 @@ def test_prior_and_encoders_learn_from_their_own_terms_alone(fcr):
     elbo = objective.elbo.differentiable_loss(objective.model, objective.guide, batch)
     found = torch.autograd.grad(elbo, own, allow_unused=True, retain_graph=True)
     assert all(g is None or not g.any() for g in found)
-    encoder = fcr.guide.locals.encoders.first.weight
+    encoder = fcr.guide.locals.encoders.first_weight_gk
     assert torch.autograd.grad(elbo, encoder)[0].any()
     loss = prior.own_loss(objective.elbo.draws["z_x"].requires_grad_(), batch).mean()
     found = torch.autograd.grad(loss, [*own, *others], allow_unused=True)
@@ -191,7 +191,7 @@ def test_prior_and_encoders_learn_from_their_own_terms_alone(fcr):
 
 def test_encoders_feel_the_tilt(fcr):
     batch = fcr.cells.batch(slice(0, 64))
-    encoder = fcr.guide.locals.encoders.first.weight
+    encoder = fcr.guide.locals.encoders.first_weight_gk
     grads = []
     for weight in (0.0, 2.0):
         with torch.no_grad():

@@ -101,8 +101,9 @@ def densify(rows: Any) -> Tensor:
     """
     matrix = torch.from_numpy(rows.toarray())
     if rows.has_canonical_format and rows.data.all():
-        places = (part.astype(np.int32, copy=False) for part in (rows.indptr, rows.indices))
-        setattr(matrix, MEMO, (matrix._version, _of_arrays(*places, rows.data, rows.shape[1])))
+        offsets, column = (p.astype(np.int32, copy=False) for p in (rows.indptr, rows.indices))
+        found = _of_arrays(offsets, column, rows.data, rows.shape[1])
+        setattr(matrix, MEMO, (matrix._version, found))
     return matrix
 
 

@@ -3,10 +3,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import anndata
 import numpy as np
@@ -356,3 +358,83 @@ def test_quick_demo(tmp_path) -> None:
     assert treated.n_obs == (pf.datasets.kang().obs["condition"] == "ctrl").sum()
     assert "FCR" in set(pd.read_csv(out / "evaluation.csv")["method"])
     assert pf.load(out).design.n_genes == 2000
+
+
+# ---- again -------------------------------------------------------------------------------------
+
+
+def test_a_repeated_run_has_the_same_weights(fitted, tmp_path) -> None:
+    before = {path.name: path.read_bytes() for path in fitted.iterdir()}
+    result = run("repeat", fitted, "--quiet", "--out", tmp_path / "again")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "the weights are the same, bit for bit\n"
+    assert result.stderr == ""
+    assert {path.name: path.read_bytes() for path in fitted.iterdir()} == before
+    for name in ("weights.safetensors", "split.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == before[name]
+
+
+def test_what_is_different_in_a_repeated_run_is_told(fitted, data, adata, tmp_path) -> None:
+    other = adata.copy()
+    other.X[3, 4] += 1
+    other.write_h5ad(tmp_path / "other.h5ad")
+    shutil.copytree(fitted, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    result = run("repeat", tmp_path / "run", tmp_path / "other.h5ad", "--quiet")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert lines[0] == f"versions: torch was 1.0, is {version('torch')}"
+    assert lines[1].startswith("data: sha256 was ")
+    assert all(line.startswith("weights: ") for line in lines[2:-1])
+    assert "differs by up to" in lines[2]
+    assert lines[-1] == f"pyro-fcr: the weights are not those of {tmp_path / 'run'}."
+
+
+def test_runs_that_cannot_be_repeated(fitted, tmp_path) -> None:
+    assert "expected another folder than RUN" in refused("repeat", fitted, "--out", fitted)
+    shutil.copytree(fitted, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    del record["made"]["options"]["seed"]
+    path.write_text(json.dumps(record))
+    said = refused("repeat", tmp_path / "run")
+    assert "does not tell how it was made" in said
+    assert "'seed'" in said
+    path.unlink()
+    assert "does not tell how it was made" in refused("repeat", tmp_path / "run")
+
+
+def test_an_interrupted_run_that_keeps_its_state_says_how_to_go_on(data, tmp_path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "pyro_fcr", "fit", str(data), *COLUMNS, "--quiet", "--resume"]
+    with subprocess.Popen(
+        [*command, "--max-epochs", "3000", "--out", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
+        for _ in range(1200):
+            if (out / "checkpoint.safetensors").exists():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stdout == ""
+    assert stderr.splitlines() == [
+        f"pyro-fcr: interrupted; the same command goes on from {out / 'checkpoint.safetensors'}."
+    ]
+
+
+def test_a_batch_size_may_be_auto(data, tmp_path) -> None:
+    out = tmp_path / "run"
+    result = run("fit", data, *COLUMNS, "--max-epochs", 1, "--batch-size", "auto",
+                 "--on-nonfinite", "skip", "--quiet", "--out", out)  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert pf.load(out).settings["batch_size"] == 512
+    assert "skipped" in pd.read_csv(out / "history.csv")
+    result = run("fit", data, *COLUMNS, "--batch-size", "many", "--out", out)
+    assert result.exit_code == 2
+    assert "many" in result.stderr

@@ -11,21 +11,23 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-import pyro_fcr as pf
 from pyro_fcr._version import __version__
 from pyro_fcr.analysis.report import write_report
 from pyro_fcr.benchmark import available, freeze, read_config
 from pyro_fcr.benchmark import run as run_benchmark
 from pyro_fcr.benchmark import write as write_tables
 from pyro_fcr.cli.files import (
+    compare_runs,
     latents_of,
     load_run,
+    made_by,
     read_data,
     read_split,
     ready_file,
@@ -35,13 +37,14 @@ from pyro_fcr.cli.files import (
     write_h5ad,
     write_text,
 )
+from pyro_fcr.cli.fitting import fit_to, fit_to_kang
 from pyro_fcr.cli.group import Polite, fail
 from pyro_fcr.cli.options import (
     PATH,
+    OrAuto,
     chosen_split,
     device_option,
     draws_option,
-    known_device,
     matching,
     pairs,
     progress_option,
@@ -49,7 +52,6 @@ from pyro_fcr.cli.options import (
     split_options,
     whole_numbers,
 )
-from pyro_fcr.data import open_data
 from pyro_fcr.errors import DesignError, sentence
 
 if TYPE_CHECKING:
@@ -59,9 +61,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["main"]
-
-DEMO_GENES = 2000
-"""The most variable genes, which hold 80 % of the molecules: the demo ends within minutes."""
 
 
 @click.group(
@@ -80,6 +79,7 @@ def main() -> None:
       pyro-fcr counterfactual runs/a data.h5ad --do treatment=SGK1 --out cf.h5ad
       pyro-fcr evaluate runs/a data.h5ad --out table.csv
       pyro-fcr report runs/a data.h5ad --out report.html
+      pyro-fcr repeat runs/a
       pyro-fcr benchmark recovery --out runs/benchmark
 
     Progress goes to stderr and the paths of results to stdout. A mistake in what was asked is one
@@ -128,7 +128,20 @@ def main() -> None:
     type=click.IntRange(1),
     help="Passes over the training cells.  [default: by the data's size]",
 )
-@click.option("--batch-size", type=click.IntRange(2), default=512, show_default=True)
+@click.option(
+    "--batch-size",
+    type=OrAuto(2),
+    default=512,
+    show_default=True,
+    help="Cells per step; auto takes the largest of 512, 256, ... that fits into memory.",
+)
+@click.option(
+    "--on-nonfinite",
+    type=click.Choice(["raise", "skip"]),
+    default="raise",
+    show_default=True,
+    help="What is done about a step whose loss is not finite.",
+)
 @click.option(
     "--early-stopping",
     is_flag=True,
@@ -171,35 +184,16 @@ def fit(data: Path, out: Path, **options: Any) -> None:
     """
     start = time.perf_counter()
     ready_folder(out)
-    schema = pf.Schema(
-        covariates=[name for given in options["covariates"] for name in given.split(",") if name],
-        **{k: options[k] for k in ("treatment", "control", "counts", "dose", "batch")},
-        size_factor=options["size_factor"],
-    )
-    on_disk = options["stream"] or data.is_dir()
-    if on_disk and options["top_genes"] is not None:
-        raise DesignError(
-            sentence("genes cannot be left out of counts on disk", where="--top-genes",
-                     expected="a file that is read into memory", got=str(data),
-                     hint="write the file with fewer genes, or leave --stream out")
-        )  # fmt: skip
-    adata: Any = open_data(data) if on_disk else read_data(data)
-    split = chosen_split(adata, options, [schema.treatment, *schema.covariates])
-    if options["top_genes"] is not None:
-        adata = pf.top_genes(adata, options["top_genes"], split=split, layer=schema.counts)
-    sizes = {k: options[k] for k in ("z_x", "z_t", "z_tx") if options[k] is not None}
-    model = pf.FCR(adata, schema, sizes=sizes, likelihood=options["likelihood"])
-    first = os.environ.get("RANK", "0") == "0"
-    model.fit(
-        split=split,
-        progress=not options["quiet"],
-        checkpoint=out / "checkpoint.safetensors" if options["resume"] else None,
-        resume=options["resume"],
-        **{k: options[k] for k in ("max_epochs", "batch_size", "seed", "early_stopping")},
-        device=known_device(options["device"]),
-    )
-    if first:
-        save_run(out, model, adata, split, data=data, seconds=time.perf_counter() - start)
+    checkpoint = out / "checkpoint.safetensors" if options["resume"] else None
+    try:
+        model, adata, split = fit_to(data, options, checkpoint)
+    except KeyboardInterrupt:
+        if checkpoint is not None and checkpoint.exists():
+            fail(f"interrupted; the same command goes on from {checkpoint}.", code=130)
+        raise
+    if os.environ.get("RANK", "0") == "0":
+        made = {"data": data, "by": "fit", "options": options}
+        save_run(out, model, adata, split, made, seconds=time.perf_counter() - start)
         click.echo(out)
 
 
@@ -344,6 +338,50 @@ def report(run: Path, data: Path | None, out: Path | None, seed: int, device: st
 
 
 @main.command()
+@click.argument("run", type=PATH)
+@click.argument("data", type=PATH, required=False)
+@click.option("--out", type=PATH, metavar="FOLDER", help="Keep the repeated run there.")
+@progress_option
+def repeat(run: Path, data: Path | None, out: Path | None, quiet: bool) -> None:
+    """Fit again what RUN is, and say whether the weights are the same, bit for bit.
+
+    The data are found where they were, unless DATA says where they are now.
+
+    Example:
+      pyro-fcr repeat runs/a
+
+    Exit code 0: the same weights. Exit code 1: others, and what else is different: data,
+    versions, device, threads. RUN itself stays as it is.
+    """
+    start = time.perf_counter()
+    if out is not None:
+        ready_folder(out)
+        if out.resolve() == run.resolve():
+            raise DesignError(
+                sentence("the run's place is taken", where="--out", expected="another folder than "
+                         "RUN", got=str(out), hint="choose another name")
+            )  # fmt: skip
+    record = made_by(run, {"fit": fit, "demo": demo})
+    options = {**record["options"], "quiet": quiet}
+    if record["by"] == "demo":
+        place = None
+        model, adata, split = fit_to_kang(options)
+    else:
+        place = Path(record["data"]) if data is None else data
+        model, adata, split = fit_to(place, options, None)
+    made = {"data": place, "by": record["by"], "options": options}
+    with tempfile.TemporaryDirectory() as aside:
+        again = Path(aside) if out is None else out
+        save_run(again, model, adata, split, made, seconds=time.perf_counter() - start)
+        same, differences = compare_runs(run, again)
+    for line in differences:
+        click.echo(line, err=True)
+    if not same:
+        fail(f"the weights are not those of {run}.", code=1)
+    click.echo("the weights are the same, bit for bit")
+
+
+@main.command()
 @click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True, metavar="FOLDER")
 @click.option("--quick", is_flag=True, help="A few epochs: to see that it works, not how well.")
 @seed_option
@@ -366,18 +404,8 @@ def demo(out: Path, quick: bool, seed: int, device: str, quiet: bool) -> None:
     """
     start = time.perf_counter()
     ready_folder(out)
-    adata = pf.datasets.kang()
-    schema = pf.Schema(treatment="condition", control="ctrl", covariates=["cell_type"])
-    split = pf.splits.hold_out(adata, {"cell_type": ["B cells"], "condition": ["stim"]}, seed=seed)
-    adata = pf.top_genes(adata, DEMO_GENES, split=split)
-    model = pf.FCR(adata, schema)
-    model.fit(
-        split=split,
-        max_epochs=10 if quick else None,
-        seed=seed,
-        device=known_device(device),
-        progress=not quiet,
-    )
+    options = {"quick": quick, "seed": seed, "device": device, "quiet": quiet}
+    model, adata, split = fit_to_kang(options)
     fitted = time.perf_counter()
     click.echo(f"fitted in {fitted - start:.0f} s; predicting, judging, drawing", err=True)
     control = adata[(adata.obs["condition"] == "ctrl").to_numpy()]
@@ -386,7 +414,8 @@ def demo(out: Path, quick: bool, seed: int, device: str, quiet: bool) -> None:
     write_h5ad(treated, out / "counterfactuals.h5ad")
     table = model.evaluate(adata, split, by_condition=True, seed=seed)
     write_text(out / "evaluation.csv", table.groupby("method", sort=False).mean().to_csv())
-    save_run(out, model, adata, split, data=None, seconds=time.perf_counter() - start)
+    made = {"data": None, "by": "demo", "options": options}
+    save_run(out, model, adata, split, made, seconds=time.perf_counter() - start)
     write_report(
         model, out / "report.html", adata, split, run=told_of(out), evaluation=table, seed=seed
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import anndata
 import h5py
 import pandas as pd
+import torch
 
 import pyro_fcr as pf
 from pyro_fcr._version import __version__
@@ -24,18 +25,23 @@ from pyro_fcr.datasets.bundled import SHA256
 from pyro_fcr.errors import DesignError, LoadError, sentence
 from pyro_fcr.files import together, whole
 from pyro_fcr.io import file_hash
+from pyro_fcr.nn import read_tensors
 from pyro_fcr.reading import DAMAGE, first_line, regular
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    import click
     from anndata import AnnData
 
     from pyro_fcr import Split
 
 __all__ = [
+    "compare_runs",
     "latents_of",
     "load_run",
+    "made_by",
     "read_data",
     "read_split",
     "ready_file",
@@ -188,11 +194,24 @@ def save_run(
     model: Any,
     adata: AnnData,
     split: Split | None,
+    made: Mapping[str, Any],
     *,
-    data: Path | None,
     seconds: float,
 ) -> None:
-    """Write the model, its split and its record; ``model.json`` last, which makes it a run."""
+    """Write the model, its split and its record; ``model.json`` last, which makes it a run.
+
+    Parameters
+    ----------
+    out
+        The run's folder.
+    model, adata, split
+        What was fitted, to what.
+    made
+        The path of the data, by which command, with which options.
+    seconds
+        It took.
+    """
+    data = made["data"]
     names = [str(name) for name in adata.obs_names]
     parts = dict(zip(split.names, split.parts, strict=True)) if split is not None else {}
     table = pd.DataFrame({"cell": names, "part": [parts.get(name, "train") for name in names]})
@@ -201,9 +220,11 @@ def save_run(
         "started": datetime.fromtimestamp(time.time() - seconds, UTC).isoformat("T", "seconds"),
         "seconds": round(seconds, 2),
         "versions": _versions(),
+        "machine": _machine(model),
+        "made": {"by": made["by"], "options": dict(made["options"])},
         "data": {
             "path": "pyro_fcr.datasets.kang()" if data is None else str(data.resolve()),
-            "sha256": _data_hash(data) if data is None or data.is_file() else None,
+            "sha256": SHA256["kang_ifnb"] if data is None else file_hash(data),
             "cells": adata.n_obs,
             "genes": adata.n_vars,
         },
@@ -218,10 +239,6 @@ def save_run(
         (stage / "run.json").write_text(text, encoding="utf-8")
 
 
-def _data_hash(data: Path | None) -> str:
-    return SHA256["kang_ifnb"] if data is None else file_hash(data)
-
-
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "pyro-fcr": __version__}
     for name in ("pyro-ppl", "torch", "anndata", "numpy", "scipy"):
@@ -230,3 +247,76 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "unknown"
     return found
+
+
+def _machine(model: Any) -> dict[str, Any]:
+    """Return what results may depend on beside data, options and versions."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "device": str(model.device),
+        "threads": model.settings["threads"],
+    }
+
+
+def made_by(run: Path, commands: Mapping[str, click.Command]) -> dict[str, Any]:
+    """Return which command made a run, with which options, from which data.
+
+    Parameters
+    ----------
+    run
+        Its folder.
+    commands
+        Those that make runs, by name.
+
+    Raises
+    ------
+    LoadError
+        If the run does not tell.
+    """
+    found = _read_run(run)
+    try:
+        made = found["made"]
+        options, place = dict(made["options"]), str(found["data"]["path"])
+        needed = {str(given.name) for given in commands[made["by"]].params} - {"data", "out"}
+        if needed - {*options}:
+            raise KeyError(*(needed - {*options}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoadError(
+            sentence(
+                "the run does not tell how it was made",
+                where=str(run / "run.json"),
+                expected="the record of fit or demo",
+                got=first_line(error, 120),
+                hint="fit it again with the command line",
+            )
+        ) from None
+    return {"by": made["by"], "options": options, "data": place}
+
+
+def compare_runs(run: Path, other: Path) -> tuple[bool, list[str]]:
+    """Return whether two runs have the same weights, and a line for each difference.
+
+    Parameters
+    ----------
+    run, other
+        Their folders.
+    """
+    lines = []
+    told, found = _read_run(run), _read_run(other)
+    for what in ("versions", "machine", "data", "split"):
+        was, now = (record[what] if isinstance(record.get(what), dict) else {}
+                    for record in (told, found))  # fmt: skip
+        lines += [
+            f"{what}: {name} was {was.get(name)}, is {now.get(name)}"
+            for name in sorted({*was, *now} - {"path"})
+            if was.get(name) != now.get(name)
+        ]
+    was, now = (read_tensors(folder / "weights.safetensors")[0] for folder in (run, other))
+    for name in sorted({*was, *now}):
+        if name not in was or name not in now or was[name].shape != now[name].shape:
+            lines.append(f"weights: {name} is in one of the two, or of another shape")
+        elif not torch.equal(was[name], now[name]):
+            far = float((was[name].double() - now[name].double()).abs().max())
+            lines.append(f"weights: {name} differs by up to {far:.3g}")
+    return not any(line.startswith("weights") for line in lines), lines

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PATH",
+    "OrAuto",
     "chosen_split",
     "device_option",
     "draws_option",
@@ -33,6 +34,16 @@ __all__ = [
 ]
 
 PATH = click.Path(path_type=Path)
+
+
+class OrAuto(click.IntRange):
+    """A whole number from ``min`` on, or the word auto."""
+
+    name = "integer or auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the number, or ``"auto"``."""
+        return value if value == "auto" else super().convert(value, param, ctx)
 
 
 def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:

@@ -140,7 +140,11 @@ def rebuild(description: Any, given: Any, *, slot: str) -> Any:
 
 
 def file_hash(path: Path) -> str:
-    """Return a file's SHA-256."""
+    """Return the SHA-256 of a file, or of a folder's files and their names."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        each = (f"{file.relative_to(path).as_posix()} {file_hash(file)}" for file in files)
+        return hashlib.sha256("\n".join(each).encode()).hexdigest()
     with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -844,7 +844,10 @@ def load(
         with AllocationLimit(10 * numbers + 10**6):
             made = known[name]._from_saved(saved, recipe)
         made._objective.load_state_dict(weights)
-        made._history = pd.read_csv(folder / HISTORY, index_col=0, float_precision="round_trip")
+        text = pd.read_csv(folder / HISTORY, index_col=0, dtype=str, keep_default_na=False)
+        text.index = text.index.astype(int)
+        # Python reads back the number that was written; pandas' fast parser, its neighbour.
+        made._history = text.apply(lambda column: column.map(_number))
     except FCRError:
         raise
     except DAMAGE as error:
@@ -888,6 +891,10 @@ def _evidence(
     if one.added:
         mean = mean + gauge.carried(one.prior, condition, cells.batch)
     return mean, sd.square()
+
+
+def _number(text: str) -> float:
+    return int(text) if text.isdigit() else float(text or "nan")
 
 
 def _keyword_only(function: Callable[..., Any]) -> list[str]:

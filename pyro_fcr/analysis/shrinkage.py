@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from numpy.typing import NDArray
 
     Floats = NDArray[np.floating[Any]]
@@ -93,7 +95,8 @@ def shrink_effects(
 ) -> None:
     """Shrink changes in place: what is common to all groups, and what is a group's own, apart.
 
-    Each treatment has populations of its own, drawn to those of all treatments.
+    Each treatment's common part and each condition's own have a mixture of their own, drawn to
+    that of all.
 
     Parameters
     ----------
@@ -104,23 +107,29 @@ def shrink_effects(
     rng
         Draws the populations.
     """
-    parts: dict[str, dict[int, Floats]] = {"common": {}, "own": {}}
+    common: dict[int, Floats] = {}
+    own: dict[tuple[int, int], Floats] = {}
     for t, groups in enumerate(seen):
         if groups.any():
             estimated = draws[:, t, groups].astype(np.float64)
-            parts["common"][t] = estimated.mean(1, keepdims=True)
+            common[t] = estimated.mean(1)
             if groups.sum() > 1:
-                parts["own"][t] = estimated - parts["common"][t]
-            draws[:, t, groups] = 0
-    for found in parts.values():
-        if not found:
-            continue
-        flat = {t: values.reshape(len(draws), -1) for t, values in found.items()}
-        moments = {t: (values.mean(0), _spread(values)) for t, values in flat.items()}
-        pooled = mixture_weights(*map(np.concatenate, zip(*moments.values(), strict=True)))
-        for t, values in flat.items():
-            weights = mixture_weights(*moments[t], start=pooled, held=POOLED)
-            draws[:, t, seen[t]] += shrink(values, weights, rng).reshape(found[t].shape)
+                own |= {(t, x): estimated[:, k] - common[t]
+                        for k, x in enumerate(np.flatnonzero(groups))}  # fmt: skip
+    for t, values in zip(common, _shrunk(list(common.values()), rng), strict=True):
+        draws[:, t, seen[t]] = values[:, None]
+    for (t, x), values in zip(own, _shrunk(list(own.values()), rng), strict=True):
+        draws[:, t, x] += values
+
+
+def _shrunk(estimates: Sequence[Floats], rng: np.random.Generator) -> Iterator[Floats]:
+    """Shrink draws (D, G) of several populations, each drawn to what all have in common."""
+    if not estimates:
+        return
+    moments = [(values.mean(0), _spread(values)) for values in estimates]
+    pooled = mixture_weights(*map(np.concatenate, zip(*moments, strict=True)))
+    for values, moment in zip(estimates, moments, strict=True):
+        yield shrink(values, mixture_weights(*moment, start=pooled, held=POOLED), rng)
 
 
 def _spread(draws: Floats) -> NDArray[np.float64]:

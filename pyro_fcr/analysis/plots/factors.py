@@ -66,9 +66,10 @@ def leakage(
         place = blocks.index(row["block"]), questions.index(row["question"])
         grid[place] = value
         words[place] = f"{row['score']:.2f}\nchance {row['chance']:.2f}"
+    names = [wrapped(question, 48 // len(questions)) for question in questions]
     with house_style():
-        ax = own_axes(ax, height=0.75 * len(blocks) + 1.2)
-        heat(ax, grid, [symbol(b) for b in blocks], [wrapped(q, 22) for q in questions], words,
+        ax = own_axes(ax, height=0.75 * len(blocks) + 1.4)
+        heat(ax, grid, [symbol(b) for b in blocks], names, words,
               label="share of the way from\nchance to perfect", top=1.0, cmap=cmap)  # fmt: skip
         ax.set_title(title or "")
     return finish(ax, show=show, save=save)

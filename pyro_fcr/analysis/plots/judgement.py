@@ -36,7 +36,7 @@ __all__ = ["counterfactual", "coverage", "evaluation", "rank_histogram"]
 YARDSTICKS = (
     "reconstruction", "half of the test cells", "interpolated half", "training cells",
 )  # fmt: skip
-"""How rows of an evaluation begin that are no prediction: they have read cells of the condition."""
+"""How rows begin that are no prediction: they have read cells of the condition."""
 
 _METRICS = {
     "pearson_change_top100": "Pearson of the change,\ntop 100 DE genes",
@@ -202,9 +202,10 @@ def rank_histogram(
                             step="post", color="#d9d9d9", lw=0)  # fmt: skip
             ax.stairs(np.histogram(values, edges)[0] / expected, edges, color=PALETTE[0], lw=1.4)
             ax.axhline(1, color="black", lw=0.6)
-            ax.set(title=symbol(name), xlabel="rank", xlim=(-0.5, draws + 0.5), ylim=(0, None))
+            ax.set(title=symbol(name), xlabel="rank", xlim=(-0.5, draws + 0.5))
             ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-        axes[0].set_ylabel("share against uniform")
+        # The panels share it: it is set once all of them are drawn.
+        axes[0].set(ylabel="share against uniform", ylim=(0, None))
     return finish(axes, show=show, save=save)
 
 
@@ -275,25 +276,29 @@ def _name_points(
     named: int,
     span: tuple[float, float],
 ) -> None:
-    """Name the strongest genes whose label would not fall on another's."""
-    height, width = 0.045 * (span[1] - span[0]), 0.16 * (span[1] - span[0])
-    taken: list[tuple[float, float]] = []
+    """Name the strongest genes whose label would not fall on another's, nor over the edge."""
+    height, letter = 0.045 * (span[1] - span[0]), 0.021 * (span[1] - span[0])
+    taken: list[tuple[float, float, float]] = []
     for g in marked:
         if len(taken) == named:
             break
-        if all(abs(y[g] - b) > height or abs(x[g] - a) > width for a, b in taken):
-            taken.append((x[g], y[g]))
-            left = x[g] > span[0] + 0.75 * (span[1] - span[0])
-            ax.annotate(
-                plain(str(genes[g])),
-                (x[g], y[g]),
-                xytext=(-4 if left else 4, 0),
-                textcoords="offset points",
-                ha="right" if left else "left",
-                va="center",
-                fontsize=8,
-                path_effects=[Stroke(linewidth=2, foreground="white"), Normal()],
-            )
+        name = str(genes[g])
+        reach = letter * (len(name) + 1)
+        left = x[g] + reach > span[1]
+        start = x[g] - reach if left else x[g]
+        if any(abs(y[g] - b) < height and start < c and a < start + reach for a, b, c in taken):
+            continue
+        taken.append((start, y[g], start + reach))
+        ax.annotate(
+            plain(name),
+            (x[g], y[g]),
+            xytext=(-4 if left else 4, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="center",
+            fontsize=8,
+            path_effects=[Stroke(linewidth=2, foreground="white"), Normal()],
+        )
 
 
 def _method(name: str) -> str:

@@ -61,7 +61,8 @@ def history(
             if positive.size and positive.min() > 0 and positive.max() > 30 * positive.min():
                 ax.set_yscale("log")
             if len(columns) > 1:
-                ax.legend(loc="best", handlelength=1.2, labelspacing=0.2)
+                ax.legend(loc="best", handlelength=1.2, labelspacing=0.2, frameon=True,
+                          framealpha=0.8, edgecolor="none", borderpad=0.1)  # fmt: skip
             ax.set(title=title, xlabel="epoch", ylabel=unit)
             ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return finish(axes[: len(panels)], show=show, save=save)

@@ -110,12 +110,14 @@ def coverage(
                 "width": float((high - low).mean()),
             }
         )
-    if s < 2 / (1 - max(levels)) - 1:
+    # Rounding of 1 - level must not ask for one draw more.
+    fewest = int(np.ceil(2 / (1 - max(levels)) - 1 - 1e-9))
+    if s < fewest:
         raise DesignError(
             sentence(
                 "too few draws for an interval",
                 where="draws, levels",
-                expected=f"at least {int(np.ceil(2 / (1 - max(levels)) - 1))} for {max(levels)}",
+                expected=f"at least {fewest} for {max(levels)}",
                 got=str(s),
                 hint="draw more, or ask for lower levels",
             )

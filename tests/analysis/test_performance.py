@@ -105,6 +105,14 @@ def test_predicted_cells_are_judged_where_they_can_be_drawn():
     assert found["truth"] < table.loc["control mean", "energy_distance"] / 4
 
 
+def test_what_is_made_of_a_half_is_not_corrected_by_it():
+    # Its interaction against itself and the other half would be 1 whatever the noise.
+    table = judge(*intensities())
+    assert {SPLIT_HALF, DUPLICATE} <= set(table.index)
+    assert table.loc[[SPLIT_HALF, DUPLICATE], "interaction_r2"].isna().all()
+    assert np.isfinite(table.loc["truth", "interaction_r2"])
+
+
 def test_noise_ceiling_and_positive_control_are_in_the_table():
     table = judge(*intensities(), by_condition=True)
     methods = set(table.index.get_level_values("method"))

@@ -64,6 +64,15 @@ def test_an_interval_needs_draws():
         coverage(np.zeros((5, 20)), np.zeros(5))
 
 
+def test_nineteen_draws_are_enough_for_nine_tenths():
+    # Their extremes are the 5 % and 95 % points: 1/20 and 19/20 of a uniform law.
+    draws = np.repeat(np.arange(1.0, 20.0)[:, None], 3, axis=1)
+    table = coverage(draws, np.array([1.0, 10.0, 19.5]), levels=[0.9])
+    assert table.loc[0.9, ["coverage", "width"]].tolist() == pytest.approx([2 / 3, 18])
+    with pytest.raises(DesignError, match="at least 19 for 0.9"):
+        coverage(draws[:18], np.zeros(3), levels=[0.9])
+
+
 def test_pit_is_uniform_for_counts_and_any_number_of_draws():
     rng = np.random.default_rng(0)
     for s in (1, 20):

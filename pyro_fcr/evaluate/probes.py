@@ -254,10 +254,10 @@ def hsic_test(
 ) -> HSICTest:
     r"""Test z independent of labels within strata, by permuting labels within strata.
 
-    :math:`\mathrm{HSIC} = \mathrm{tr}(K H L H) / n^2` with a Gaussian kernel on z (squared width
-    the median squared distance within the stratum) and the identity kernel on labels, summed over
-    strata by their numbers of cells (Gretton et al. 2008). Permuting within strata makes the test
-    exact at any sample size.
+    :math:`\mathrm{HSIC} = \mathrm{tr}(K H L H) / n^2` with a Gaussian kernel on z, standardised
+    within the stratum (squared width the median squared distance there), and the identity kernel
+    on labels, averaged over strata by their numbers of cells (Gretton et al. 2008). Permuting
+    within strata makes the test exact at any sample size.
 
     Parameters
     ----------

@@ -27,9 +27,10 @@ class Calibration(Task):
     A latent of a block is known up to its order, sign and scale: components of ``block`` are
     matched to the true ones by their correlation within condition, and their draws are brought to
     the true component's mean and standard deviation over all test cells. One row a method:
-    ``coverage 50 %``, ``90 %``, ``95 %`` where the data have true latents, ``matched`` (the mean
+    ``coverage 50%``, ``90%``, ``95%`` where the data have true latents, ``matched`` (the mean
     correlation behind it), and ``PIT``, the share of genes whose randomised PIT passes a
-    Kolmogorov-Smirnov test at a false discovery rate of .05.
+    Kolmogorov-Smirnov test at a false discovery rate of .05. The draws are decoded from latents
+    that were read from the same counts: a test of the likelihood, not of a prediction.
 
     Parameters
     ----------

@@ -32,6 +32,7 @@ __all__ = ["Diagnosis", "Finding", "diagnose"]
 
 MOST_CELLS = 1000
 DRAWN_CELLS = 200
+UNEVEN = 0.2
 DRAWS = 100
 
 
@@ -127,7 +128,7 @@ def diagnose(
     fitted
         A fitted model.
     cells
-        Cells to look at; at most 1,000 are drawn from them.
+        Cells to look at; at most 1,000 are drawn from them, all are counted.
     certificate
         Makes the certificate of the interaction block, where there is one.
     seed
@@ -137,6 +138,7 @@ def diagnose(
     some = cells.subset(np.sort(rng.permutation(len(cells))[:MOST_CELLS]))
     few = some.subset(np.sort(rng.permutation(len(some))[:DRAWN_CELLS]))
     findings = [
+        *_composition(cells),
         *_training(fitted.history),
         *_critics(fitted.history),
         *_use(fitted, some, seed),
@@ -147,6 +149,45 @@ def diagnose(
     if certificate is not None:
         findings.append(_identified(certificate))
     return Diagnosis(tuple(findings))
+
+
+def _composition(cells: Cells) -> Iterator[Finding]:
+    known = (cells.treatment_id >= 0) & (cells.covariate_id >= 0)
+    pair = np.stack([cells.treatment_id[known], cells.covariate_id[known]])
+    n_t, n_x = cells.design.n_treatment_levels, cells.design.n_covariate_levels
+    counts = np.zeros((n_t, n_x))
+    np.add.at(counts, tuple(pair), 1)
+    counts = counts[counts.sum(1) > 0][:, counts.sum(0) > 0]
+    if min(counts.shape) < 2:
+        return
+    association = cramers_v(counts)
+    words = f"treatments and covariate groups are associated by {association:.2f} (Cramér's V)."
+    if association > UNEVEN:
+        yield Finding(
+            "composition",
+            "look",
+            words + " Treated and control cells are not of the same kinds.",
+            "if treatments choose or kill kinds of cells, they may choose within kinds as well, "
+            "which passes for an effect: randomise, or name what selection acts on in covariates",
+        )
+    else:
+        yield Finding("composition", "fine", words)
+
+
+def cramers_v(counts: np.ndarray) -> float:
+    """Return the association of rows and columns, 0 to 1, corrected for bias.
+
+    Parameters
+    ----------
+    counts
+        Cells by row and column, none of which is empty (Bergsma 2013, J. Korean Stat. Soc. 42).
+    """
+    n, (r, k) = counts.sum(), counts.shape
+    expected = counts.sum(1, keepdims=True) * counts.sum(0) / n
+    square = ((counts - expected) ** 2 / expected).sum() / n
+    rows, columns = (m - (m - 1) ** 2 / (n - 1) for m in (r, k))
+    left = max(0.0, square - (r - 1) * (k - 1) / (n - 1))
+    return float(np.sqrt(left / (min(rows, columns) - 1)))
 
 
 def _training(history: pd.DataFrame) -> Iterator[Finding]:

@@ -11,9 +11,10 @@ import pytest
 import torch
 import xarray as xr
 from scipy import stats
-from tiny import fit, tiny_adata, tiny_cells, tiny_fcr
+from tiny import fit, levels_design, tiny_adata, tiny_cells, tiny_fcr
 
-from pyro_fcr.analysis.diagnose import Diagnosis, Finding
+from pyro_fcr.analysis.conditions import condition_cells
+from pyro_fcr.analysis.diagnose import Diagnosis, Finding, _composition, cramers_v
 from pyro_fcr.analysis.diagnostics import (
     block_use,
     importance,
@@ -197,3 +198,27 @@ def test_a_diagnosis_is_as_bad_as_its_worst_finding():
     assert str(diagnosis).splitlines() == [
         "[fine] a: all well.", "[bad] b: no.", "       try: more cells",
     ]  # fmt: skip
+
+
+def test_association_of_treatments_and_kinds_of_cells():
+    # Each treatment has a kind of its own: the bias correction cancels exactly.
+    assert cramers_v(np.diag([50, 50, 50])) == pytest.approx(1)
+    assert cramers_v(np.full((3, 4), 20)) == 0
+    # phi squared is .04 by hand; less 1/399, and sides of 2 - 1/399.
+    assert cramers_v(np.array([[120, 80], [80, 120]])) == pytest.approx(
+        np.sqrt((0.04 - 1 / 399) / (1 - 1 / 399))
+    )
+    rng = np.random.default_rng(0)
+    drawn = [cramers_v(rng.multinomial(400, np.full(12, 1 / 12)).reshape(3, 4)) for _ in range(50)]
+    assert max(drawn) < 0.2
+
+
+def test_uneven_composition_is_told():
+    cells = condition_cells(levels_design(3, 4), repeats=30)
+    (fine,) = _composition(cells)
+    assert fine.state == "fine"
+    kept = (cells.treatment_id != 2) | (cells.covariate_id == 1)
+    (told,) = _composition(cells.subset(kept))
+    assert told.state == "look"
+    assert "randomise" in told.advice
+    assert not list(_composition(cells.subset(cells.treatment_id == 0)))

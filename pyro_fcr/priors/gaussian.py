@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import pyro.distributions as dist
@@ -14,9 +15,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyro_fcr.data import Batch, Design
+    from pyro_fcr.nn import ConditionMap
 
-__all__ = ["BOUND", "SCALE_SPREAD", "Gaussian", "bounded_exp", "loc_spread", "raw_scale"]
-
+__all__ = [
+    "BOUND",
+    "SCALE_SPREAD",
+    "DiagonalGaussian",
+    "Gaussian",
+    "bounded_exp",
+    "loc_spread",
+    "raw_scale",
+]
 
 BOUND = 3.0
 """A prior's log-scale stays between minus and plus this."""
@@ -40,7 +49,40 @@ def loc_spread(block: Block) -> float:
     return 0.5 if len(block.parents) == 1 else 0.3
 
 
-class Gaussian(Prior):
+class DiagonalGaussian(Prior):
+    """N(m, diag s²) with mean and log-scale side by side in one map of conditions, ``table``."""
+
+    learn_scale: bool
+    table: ConditionMap
+
+    @abstractmethod
+    def bind(self, block: Block, design: Design) -> None:
+        """Make the table, 2d numbers per condition."""
+
+    def start(self, block: Block) -> Tensor:
+        """Return the spread of the table over conditions before training; shape (2d,)."""
+        return torch.tensor([loc_spread(block)] * block.size + [SCALE_SPREAD] * block.size)
+
+    def forward(self, batch: Batch) -> dist.TorchDistribution:
+        """Return N(m, s²) with batch shape (B,) and event shape (d,)."""
+        loc, raw = self.table(batch).chunk(2, dim=-1)
+        scale = bounded_exp(raw) if self.learn_scale else torch.ones_like(raw)
+        return dist.Normal(loc, scale).to_event(1)
+
+    def refit(self, batch: Batch, loc: Tensor, scale: Tensor) -> None:
+        """Set the table so that the batch's conditions have the given moments.
+
+        Parameters
+        ----------
+        batch
+            One cell per condition, C of them.
+        loc, scale
+            Shape (C, d).
+        """
+        self.table.refit(batch, torch.cat([loc, raw_scale(scale)], dim=1))
+
+
+class Gaussian(DiagonalGaussian):
     """Diagonal Gaussian whose mean and scale are learned functions of the block's parents.
 
     p(z | condition) = N(m(condition), diag s(condition)²). Both moments vary: with a fixed
@@ -67,23 +109,4 @@ class Gaussian(Prior):
 
     def bind(self, block: Block, design: Design) -> None:
         """Make the maps of means and log-scales."""
-        start = torch.tensor([loc_spread(block)] * block.size + [SCALE_SPREAD] * block.size)
-        self.table = condition_map(self.condition, design, block.parents, start)
-
-    def forward(self, batch: Batch) -> dist.TorchDistribution:
-        """Return N(m, s²) with batch shape (B,) and event shape (d,)."""
-        loc, raw = self.table(batch).chunk(2, dim=-1)
-        scale = bounded_exp(raw) if self.learn_scale else torch.ones_like(raw)
-        return dist.Normal(loc, scale).to_event(1)
-
-    def refit(self, batch: Batch, loc: Tensor, scale: Tensor) -> None:
-        """Set the maps so that the batch's conditions have the given moments.
-
-        Parameters
-        ----------
-        batch
-            One cell per condition, C of them.
-        loc, scale
-            Shape (C, d).
-        """
-        self.table.refit(batch, torch.cat([loc, raw_scale(scale)], dim=1))
+        self.table = condition_map(self.condition, design, block.parents, self.start(block))

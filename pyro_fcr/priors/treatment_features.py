@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pyro.distributions as dist
-import torch
-
 from pyro_fcr.nn import FeatureTable
-from pyro_fcr.priors.base import Prior
-from pyro_fcr.priors.gaussian import SCALE_SPREAD, bounded_exp, loc_spread, raw_scale
+from pyro_fcr.priors.gaussian import DiagonalGaussian
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
-
-    from pyro_fcr.data import Batch, Design
+    from pyro_fcr.data import Design
     from pyro_fcr.nn import Block
 
 __all__ = ["TreatmentFeatures"]
 
 
-class TreatmentFeatures(Prior):
+class TreatmentFeatures(DiagonalGaussian):
     r"""Diagonal Gaussian whose treatment effects are functions of the treatments' features.
 
     .. math:: m(t, x) = m_0 + a_x + \sum_k t_k \left(g(f_k) + h_x(f_k)\right)
@@ -48,23 +42,4 @@ class TreatmentFeatures(Prior):
 
     def bind(self, block: Block, design: Design) -> None:
         """Make the maps from features to means and log-scales."""
-        start = torch.tensor([loc_spread(block)] * block.size + [SCALE_SPREAD] * block.size)
-        self.table = FeatureTable(design, block.parents, start, hidden=self.hidden)
-
-    def forward(self, batch: Batch) -> dist.TorchDistribution:
-        """Return N(m, s²) with batch shape (B,) and event shape (d,)."""
-        loc, raw = self.table(batch).chunk(2, dim=-1)
-        scale = bounded_exp(raw) if self.learn_scale else torch.ones_like(raw)
-        return dist.Normal(loc, scale).to_event(1)
-
-    def refit(self, batch: Batch, loc: Tensor, scale: Tensor) -> None:
-        """Set the maps, by least squares, so that the conditions have the given moments.
-
-        Parameters
-        ----------
-        batch
-            One cell per condition, C of them.
-        loc, scale
-            Shape (C, d).
-        """
-        self.table.refit(batch, torch.cat([loc, raw_scale(scale)], dim=1))
+        self.table = FeatureTable(design, block.parents, self.start(block), hidden=self.hidden)

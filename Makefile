@@ -19,7 +19,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15 --durations-min 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint types format docs benchmark clean
+.PHONY: help demo test test-fast test-312 test-oldest coverage mutants lint types format docs benchmark clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,35 @@ test: lint types ## Lint, types, every test and every tutorial
 
 test-fast: $(STAMP) ## The tests without the slow ones: under five minutes on two cores
 	$(PYTEST) -m "not slow"
+
+# Lanes of their own, each in its own environment: what the suite is not pinned to.
+LANE = $(ONE_THREAD) $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "$(MARKS)" -p no:cacheprovider
+MARKS ?= not slow
+PYTHON312 ?= python3.12
+
+test-312: ## The tests without the slow ones on Python 3.12, every package at its newest; MARKS= for all
+	@test -d .venv-312 || $(PYTHON312) -m venv .venv-312
+	@.venv-312/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+		--extra-index-url $(TORCH_INDEX) --editable '.[dev,zarr]'
+	$(call LANE,.venv-312)
+
+test-oldest: ## The same on every package's oldest declared version
+	@test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
+	@mkdir -p build && .venv-oldest/bin/python -c "import tomllib; \
+		p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+		print(*(r.replace('>=', '==') for r in p['dependencies'] + p['optional-dependencies']['zarr']), sep='\n')" \
+		> build/oldest.txt
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint build/oldest.txt \
+		--extra-index-url $(TORCH_INDEX) --editable '.[dev,zarr]'
+	$(call LANE,.venv-oldest)
+
+coverage: $(STAMP) ## Lines and branches that the tests reach; fails below 90 % of lines
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'coverage[toml]>=7.6' pytest-cov
+	$(PYTEST) -m "$(MARKS)" --cov=pyro_fcr --cov-branch --cov-report=term:skip-covered --cov-report=json:build/coverage.json
+	$(BIN)/python benchmarks/coverage.py build/coverage.json
+
+mutants: $(STAMP) ## Change objective, permutation and counterfactual code a little, and see that a test notices
+	$(ONE_THREAD) $(BIN)/python benchmarks/mutants.py
 
 lint: $(STAMP) ## Check format and style
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ from pyro_fcr.analysis.leakage import block_leakage
 from pyro_fcr.assembly import Declaration, Recipe, assemble
 from pyro_fcr.data import Cells, Design, Schema, Split, checks, open_data, open_source
 from pyro_fcr.errors import DesignError, FCRError, FitError, LoadError, sentence
-from pyro_fcr.files import together
+from pyro_fcr.files import finish, together
 from pyro_fcr.fitted import CHUNK, Fitted
 from pyro_fcr.infer import Plan, Settled, Trainer, faults, gauge, processes, resolve_device, sleep
 from pyro_fcr.infer.runtime import compiled, default_threads, networks_at
@@ -709,7 +709,7 @@ class Estimator(Fitted):
         folder, history = Path(path), self._fitted()
         recipe, design = self._recipe, self.design.to_dict()
         features = design.pop("treatment_features")
-        with together(folder, last="model.json") as stage:
+        with together(folder) as stage:
             write_tensors(stage / WEIGHTS, self._objective.state_dict(), {})
             if features is not None:
                 write_tensors(stage / FEATURES, {"features": torch.tensor(features)}, {})
@@ -808,6 +808,7 @@ def load(
         If the folder is missing, damaged, newer than this version, or needs parts not given.
     """
     folder = Path(path)
+    finish(folder)
     saved = io.read_json(folder / "model.json")
     known = {cls.__name__: cls for cls in (*Estimator.__subclasses__(), *filter(None, [system]))}
     name = str(saved.get("system"))[:80]

@@ -15,10 +15,13 @@ from pyro_fcr.errors import WriteError, sentence
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["together", "whole"]
+__all__ = ["finish", "together", "whole"]
 
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 """What a file system says that will not take a file."""
+
+COMPLETE = ".complete"
+"""Files that belong together and are all whole; those still in it are yet to be moved."""
 
 
 @contextmanager
@@ -55,15 +58,16 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def together(folder: str | Path, *, last: str) -> Iterator[Path]:
+def together(folder: str | Path) -> Iterator[Path]:
     """Give a folder to write files to that belong together, and move them all once all are whole.
+
+    One rename decides: what is killed before it leaves the former files, and what is killed
+    after it leaves the new ones to :func:`finish`.
 
     Parameters
     ----------
     folder
         Where they go, over files of the same names; made if need be.
-    last
-        The file that is moved after the others.
 
     Raises
     ------
@@ -77,14 +81,38 @@ def together(folder: str | Path, *, last: str) -> Iterator[Path]:
         _sweep(folder / "files")
         stage.mkdir()
         yield stage
-        for path in sorted(stage.iterdir(), key=lambda path: path.name == last):
-            _give_name(path, folder / path.name)
+        for path in stage.iterdir():
+            _sync(path)
+        finish(folder)
+        os.replace(stage, folder / COMPLETE)
+        finish(folder)
     except OSError as error:
         if not _refused(error, stage):
             raise
         raise _refusal(folder, error) from error
     finally:
         _remove(stage)
+
+
+def finish(folder: str | Path) -> None:
+    """Move to their places the files that a killed process had written whole.
+
+    Whoever reads a folder of :func:`together` calls it first. Nothing is done where nothing is
+    left to move, or where the folder cannot be written to.
+
+    Parameters
+    ----------
+    folder
+        Where the files go.
+    """
+    stage = Path(folder) / COMPLETE
+    with suppress(OSError):
+        for path in sorted(stage.iterdir()):
+            if path.is_file() and not path.is_symlink():
+                # Somebody else may be moving it too.
+                with suppress(FileNotFoundError):
+                    os.replace(path, Path(folder) / path.name)
+        stage.rmdir()
 
 
 def _partial(path: Path) -> Path:
@@ -98,10 +126,14 @@ def _give_name(partial: Path, path: Path) -> None:
         os.replace(partial, path)
         _remove(former)
         return
-    if partial.is_file():
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+    _sync(partial)
     os.replace(partial, path)
+
+
+def _sync(path: Path) -> None:
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _sweep(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyro_fcr.errors import FCRError, WriteError
-from pyro_fcr.files import together, whole
+from pyro_fcr.files import finish, together, whole
 
 
 def names(folder):
@@ -53,30 +53,59 @@ def test_a_folder_replaces_a_folder(tmp_path):
     assert names(tmp_path) == ["a.zarr"]
 
 
-def test_files_that_belong_together_are_moved_together_and_one_of_them_last(tmp_path, monkeypatch):
-    moved, replace = [], os.replace
-
-    def watched(source, target):
-        moved.append(target.name)
-        replace(source, target)
-
-    monkeypatch.setattr("pyro_fcr.files.os.replace", watched)
+def test_files_that_belong_together_are_moved_together(tmp_path):
     (tmp_path / "kept").write_text("kept")
-    with together(tmp_path, last="a") as stage:
+    with together(tmp_path) as stage:
         for name in ("a", "b", "c"):
             (stage / name).write_text(name)
-        assert moved == []
-    assert moved == ["b", "c", "a"]
+        assert names(tmp_path) == [stage.name, "kept"]
     assert names(tmp_path) == ["a", "b", "c", "kept"]
 
     def broken():
-        with together(tmp_path, last="a") as stage:
+        with together(tmp_path) as stage:
             (stage / "b").write_text("other")
             raise ZeroDivisionError
 
     pytest.raises(ZeroDivisionError, broken)
     assert (tmp_path / "b").read_text() == "b"
     assert names(tmp_path) == ["a", "b", "c", "kept"]
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_one_rename_decides_for_all_files(tmp_path, monkeypatch, after):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text("old")
+    left, replace = [after], os.replace
+
+    class Killed(BaseException):
+        pass
+
+    def dying(source, target):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        replace(source, target)
+
+    def write():
+        with together(tmp_path) as stage:
+            for name in ("a", "b", "c"):
+                (stage / name).write_text("new")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pyro_fcr.files.os.replace", dying)
+        pytest.raises(Killed, write)
+    finish(tmp_path)
+    finish(tmp_path)
+    assert {(tmp_path / name).read_text() for name in "abc"} == {"new" if after else "old"}
+    assert names(tmp_path) == ["a", "b", "c"]
+    write()
+    assert {(tmp_path / name).read_text() for name in "abc"} == {"new"}
+
+
+def test_nothing_to_finish(tmp_path):
+    finish(tmp_path)
+    finish(tmp_path / "nowhere")
+    assert names(tmp_path) == []
 
 
 def test_a_killed_writers_remains_are_swept_and_a_living_ones_are_not(tmp_path):
@@ -138,7 +167,7 @@ def test_a_read_only_folder_is_one_line(read_only):
     for path in (read_only / "a.csv", read_only / "new" / "a.csv"):
         with pytest.raises(WriteError, match="Permission denied"), whole(path) as partial:
             partial.write_text("1")
-    with pytest.raises(WriteError, match="Permission denied"), together(read_only, last="a"):
+    with pytest.raises(WriteError, match="Permission denied"), together(read_only):
         pass
 
 

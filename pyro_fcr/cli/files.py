@@ -23,7 +23,7 @@ from pyro_fcr.cli.options import known_device
 from pyro_fcr.data import keep_inside
 from pyro_fcr.datasets.bundled import SHA256
 from pyro_fcr.errors import DesignError, LoadError, sentence
-from pyro_fcr.files import together, whole
+from pyro_fcr.files import finish, together, whole
 from pyro_fcr.io import file_hash
 from pyro_fcr.nn import read_tensors
 from pyro_fcr.reading import DAMAGE, first_line, regular
@@ -232,7 +232,7 @@ def save_run(
             "recipe": split.recipe, "hash": split.hash, "cells": split.counts()
         },
     }  # fmt: skip
-    with together(out, last="model.json") as stage:
+    with together(out) as stage:
         model.save(stage)
         table.to_csv(stage / "split.csv", index=False)
         text = json.dumps(record, indent=1, ensure_ascii=False)
@@ -274,6 +274,7 @@ def made_by(run: Path, commands: Mapping[str, click.Command]) -> dict[str, Any]:
     LoadError
         If the run does not tell.
     """
+    finish(run)
     found = _read_run(run)
     try:
         made = found["made"]

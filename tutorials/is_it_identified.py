@@ -68,6 +68,8 @@ r2[r2["latent"] == r2["truth"]].set_index("latent")[["within", "pooled", "label_
 # %% [markdown]
 # How good could it be? Counts are noisy: even a regression that was shown the true latents does
 # not find all of them. That is the ceiling, and no method is to be blamed for staying below it.
+# It is scored on cells that it has not seen, the model above, for shortness, on those it has: hold
+# cells out for numbers to be reported.
 
 # %%
 ceiling = pf.evaluate.ceiling(adata.X, truth, condition.to_numpy(), max_cells=1000)

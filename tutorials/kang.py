@@ -156,7 +156,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # The first row should be near chance and the second near 1: what interferon does to any cell is
-# in `z_t`, not in `z_x`.
+# in `z_t`, not in `z_x`. Most of these cells trained the model; cells that did not may give a little
+# more away.
 #
 # ## What if?
 #
@@ -189,8 +190,8 @@ plots.counterfactual(
 # A prediction is worth something only beside simple rules. `evaluate` scores the model on the
 # test condition beside three of them and more: nothing changes (*control mean*), B cells become
 # the average treated cell (*treated mean*), B cells change as the other types do on average
-# (*additive*). The last row has read the very cells it describes: it is a reconstruction, and no
-# prediction.
+# (*additive*). The last two rows are no predictions: the reconstruction has read the very cells it
+# describes, and half of the test cells foretells the other half.
 
 # %%
 table = fcr.evaluate(adata, split)

@@ -115,7 +115,7 @@ def shrink_effects(
             common[t] = estimated.mean(1)
             if groups.sum() > 1:
                 own |= {(t, x): estimated[:, k] - common[t]
-                        for k, x in enumerate(np.flatnonzero(groups))}  # fmt: skip
+                        for k, x in enumerate(np.flatnonzero(groups).tolist())}  # fmt: skip
     for t, values in zip(common, _shrunk(list(common.values()), rng), strict=True):
         draws[:, t, seen[t]] = values[:, None]
     for (t, x), values in zip(own, _shrunk(list(own.values()), rng), strict=True):

@@ -77,6 +77,7 @@ class Composed(Guide):
     def bind_model(self, model: Callable[[Batch], Any], betas: Mapping[str, float]) -> None:
         """Tell the locals' guide of the model; remember the parts that guide their own globals."""
         self.locals.bind_model(model, betas)
+        self.reads = self.locals.reads
         # In a tuple, so that they stay the model's children: a second parent would rename sites.
         parts = model.modules() if isinstance(model, nn.Module) else ()
         self._parts = tuple(part for part in parts if isinstance(part, Part))

@@ -44,6 +44,9 @@ class SemiAmortised(Guide):
     amortised, and the steps are taken whenever the guide is in evaluation mode: by ``latents``,
     ``posterior``, ``counterfactual`` and every other verb.
 
+    A cell's own ELBO is that of its condition: whatever labels the priors and the decoder read,
+    the refined guide reads too, and cells without them cannot be embedded.
+
     Parameters
     ----------
     base
@@ -97,6 +100,9 @@ class SemiAmortised(Guide):
     def bind_model(self, model: Callable[[Batch], Any], betas: Mapping[str, float]) -> None:
         """Remember the model whose ELBO is climbed; its parameters stay its own."""
         self._model, self._betas = (model,), dict(betas)
+        decoder = getattr(model, "decoder", None)
+        parents = [block.parents for block in getattr(model, "blocks", ())]
+        self.reads = self.base.reads.union(getattr(decoder, "reads", ()), *parents)
 
     def tell(self, shared: Mapping[str, Tensor]) -> None:
         """Condition the cells' ELBO on draws of the globals."""

@@ -301,7 +301,10 @@ class Objective(nn.Module):
         self.elbo.prices = dict.fromkeys(self.priced, price)
         observed, divergences, factors = self.elbo.site_terms(self.model, self.guide, batch)
         loss = self.elbo.total(observed, divergences, factors) / batch.n_cells
-        sites = {name: value.detach() / batch.n_cells for name, value in observed.items()}
+        sites = {
+            name: value.detach() / (self.model.weights.get(name, 1.0) * batch.n_cells)
+            for name, value in observed.items()
+        }
         for name, value in divergences.items():
             told = f"kl.{name}.unnormalised" if name in self.unnormalised else f"kl.{name}"
             sites[told] = value.detach() / batch.n_cells

@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 
 import pyro_fcr as pf
 from pyro_fcr.analysis.draws import draw_globals, draw_sites
-from pyro_fcr.errors import SlotError
+from pyro_fcr.errors import DesignError, SlotError
 from pyro_fcr.guides import Amortised, Joint, SemiAmortised
 from pyro_fcr.likelihoods import resolve
 from pyro_fcr.nn import Block
@@ -174,6 +174,23 @@ def test_no_sites_but_the_blocks_are_seen_and_the_model_is_not_owned(setup):
     assert list(trace.stochastic_nodes) == ["cells", "a", "b"]
     fcr = tiny_fcr(tiny_adata(per_condition=6), guide=SemiAmortised(steps=2))
     assert not any("decoder" in name for name, _ in fcr.guide.named_parameters())
+
+
+def test_labels_that_the_model_reads_are_read_by_the_refined_guide():
+    adata = tiny_adata(per_condition=6)
+    bare = adata.copy()
+    del bare.obs["type"]
+    semi = SemiAmortised(Amortised(width=8), steps=2)
+    fcr = tiny_fcr(adata, guide=semi, schema=tiny_schema(batch="lane"))
+    assert fcr.guide.reads == {"treatment", "covariates", "batch"}
+    fit(fcr, max_epochs=1)
+    # Through its prior and decoder, a cell without its label would be taken for one of another.
+    with pytest.raises(DesignError, match="the encoders read a label"):
+        fcr.latents(bare)
+    vae = pf.VAE(adata, tiny_schema(), guide=semi)
+    assert vae.guide.reads == frozenset()
+    fit(vae, max_epochs=1)
+    assert len(vae.latents(bare)["z"]) == len(bare)
 
 
 def test_draws_share_one_refinement(setup):

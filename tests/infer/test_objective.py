@@ -83,7 +83,7 @@ def test_terms_add_up_to_the_loss(adata):
     terms = fcr._objective(fcr.cells.batch(slice(0, 64)))
     s, weights = terms.sites, fcr._objective.guide.weights
     total = (
-        -s["counts"] - s["covariate_head"] + s["kl.z_x"] + s["kl.z_t"] + s["kl.z_tx"]
+        -s["counts"] - 0.5 * s["covariate_head"] + s["kl.z_x"] + s["kl.z_t"] + s["kl.z_tx"]
         + sum(weights[name] * s[name] for name in OFF) + 2 * s["z_x_vs_z_tx"]
     )  # fmt: skip
     torch.testing.assert_close(terms.loss.detach(), total, rtol=1e-5, atol=1e-4)

@@ -156,8 +156,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # The first row should be near chance and the second near 1: what interferon does to any cell is
-# in `z_t`, not in `z_x`. Most of these cells trained the model; cells that did not may give a little
-# more away.
+# in `z_t`, not in `z_x`. Most of these cells trained the model; cells that did not may give a
+# little more away.
 #
 # ## What if?
 #

@@ -22,7 +22,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -
 .PHONY: help demo test test-fast test-312 test-oldest coverage mutants lint types format docs benchmark clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .venv: $(STAMP) ## Set up .venv, or bring it up to date with pyproject.toml and constraints.txt
 

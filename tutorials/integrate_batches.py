@@ -158,4 +158,4 @@ pd.DataFrame({"right": sure[right].describe(), "wrong": sure[~right].describe()}
 #
 # - `docs/invae.md` says what the model is, and when total correlation is the wrong thing to ask.
 # - `pf.InVAE(..., factorised=False)` has a prior whose components may depend on one another.
-# - `benchmarks/integration.py` compares with scVI, scANVI and Harmony.
+# - `pyro-fcr benchmark integration` compares with scVI, scANVI and Harmony.

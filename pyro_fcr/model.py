@@ -95,7 +95,7 @@ class LatentModel(LocalModule):
             return pyro.sample(OBSERVATION, self.observation(z, batch), obs=batch.counts)
 
     def conditionals(self) -> dict[str, Conditional]:
-        """Return the priors over latents by name: each block's, and the decoder's ``effects``."""
+        """Return the priors over latents: by block, and as ``decoder.effects`` those it adds."""
         found = {
             block.name: Conditional(
                 self.priors[block.name], (block,), f"priors.{block.name}.", added=False
@@ -103,7 +103,8 @@ class LatentModel(LocalModule):
             for block in self.blocks
         }
         if (effects := getattr(self.decoder, "effects", None)) is not None:
-            found["effects"] = Conditional(effects, self.blocks, "decoder.effects.", added=True)
+            name = "decoder.effects"
+            found[name] = Conditional(effects, self.blocks, f"{name}.", added=True)
         return found
 
     def observation(self, z: Mapping[str, Tensor], batch: Batch) -> dist.TorchDistribution:

@@ -154,6 +154,8 @@ def check_mean(effects: Prior, batch: Batch, size: int) -> None:
     problem = None
     if not effects.normalised:
         problem = "a density without normaliser, whose parameters its mean does not teach"
+    elif hasattr(effects, "settle") and not hasattr(effects, "expected"):
+        problem = "settle(...) without expected(batch), what it adds"
     elif type(effects).meet is not Prior.meet:
         problem = "a prior that reads the guide's posterior of a block, where there is no block"
     else:

@@ -40,8 +40,8 @@ class Findings(Evidence):
         Parameters
         ----------
         block
-            A block whose prior has sparse effects, or ``"effects"`` for those that the decoder
-            adds; found by itself where there is one.
+            A block whose prior has sparse effects, or ``"decoder.effects"`` for those that the
+            decoder adds; found by itself where there is one.
         level
             Nominal false discovery rate of ``selected``, by its posterior expectation over all
             treatments and latents.

@@ -1,6 +1,7 @@
 """Effects that a decoder adds to latents: what may stand for them, and how sparse ones settle."""
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from tiny import fit, tiny_adata, tiny_schema
@@ -34,6 +35,21 @@ def test_priors_without_a_mean_to_be_learned_are_refused(effects, why):
         added(effects)
 
 
+class Halfway(pf.Prior):
+    """Settles, but cannot say what it adds."""
+
+    def forward(self, batch):
+        return dist.Normal(batch.library.new_zeros(len(batch), 3), 1.0).to_event(1)
+
+    def settle(self, batch, size, loc, variance):
+        pass
+
+
+def test_what_settles_must_tell_what_it_adds():
+    with pytest.raises(SlotError, match="Halfway cannot stand for effects.*expected"):
+        added(Halfway())
+
+
 def sparse(n_latent=3):
     """A VAE whose decoder adds sparse effects, fitted a little."""
     made = added(SparseShift())
@@ -48,7 +64,7 @@ def test_targets_are_asked_of_the_decoders_effects():
     assert list(table.index.get_level_values("latent").unique()) == ["z_0", "z_1", "z_2"]
     inclusion = table["inclusion"].unstack().loc[list(model.design.treatments)].to_numpy()
     np.testing.assert_allclose(inclusion, torch.sigmoid(prior.mask_logits).detach(), rtol=1e-4)
-    assert model.targets("effects").equals(table)
+    assert model.targets("decoder.effects").equals(table)
     assert list(model.gene_programs()) == ["z_0", "z_1", "z_2"]
     with pytest.raises(DesignError, match="which block is open"):
         model.targets("z")

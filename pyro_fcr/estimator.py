@@ -10,6 +10,7 @@ import itertools
 import math
 from abc import abstractmethod
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -353,13 +354,13 @@ class Estimator(Fitted):
                     hint="'raise' is the default",
                 )
             )
-        if batch_size != "auto" and batch_size < 1:
+        if batch_size != "auto" and not (isinstance(batch_size, Integral) and batch_size > 0):
             raise FitError(
                 sentence(
                     "no cells in a batch",
                     where="fit(batch_size=)",
-                    expected="at least 1",
-                    got=str(batch_size),
+                    expected="a whole number of at least 1",
+                    got=repr(batch_size),
                     hint="512 is the default, and 'auto' finds one that fits into memory",
                 )
             )
@@ -842,6 +843,8 @@ def load(
         _check_files(folder, saved["files"])
         weights, _ = read_tensors(folder / WEIGHTS)
         numbers = sum(value.numel() for value in weights.values())
+        if any(size > numbers for size in (*saved["sizes"].values(), *saved["hidden"])):
+            raise ValueError(f"sizes beyond the {numbers} numbers of the weights")
         with AllocationLimit(10 * numbers + 10**6):
             made = known[name]._from_saved(saved, recipe)
         made._objective.load_state_dict(weights)

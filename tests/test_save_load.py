@@ -207,8 +207,14 @@ def test_a_description_that_was_edited_is_refused(folder):
 
 
 def test_a_description_cannot_ask_for_more_than_the_weights(folder):
-    edited(folder, lambda c: c.update(hidden=[100_000, 100_000]))
-    with pytest.raises(LoadError, match=r"a tensor of shape \(100000, 100000\) in so small"):
+    edited(folder, lambda c: c.update(hidden=[10**9]))
+    with pytest.raises(LoadError, match="sizes beyond the"):
+        pf.load(folder)
+
+
+def test_a_part_cannot_ask_for_more_than_the_weights(folder):
+    edited(folder, lambda c: c["guide"]["arguments"].update(width=100_000))
+    with pytest.raises(LoadError, match=r"a tensor of shape \(300000, 20\) in so small"):
         pf.load(folder)
 
 

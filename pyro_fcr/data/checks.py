@@ -39,6 +39,7 @@ __all__ = [
     "nonnegative",
     "numbers",
     "on_disk",
+    "quoted",
     "size_factors",
     "unknown_category",
     "warn",
@@ -51,10 +52,16 @@ VALUES_PER_BLOCK = 2**24
 """Dense values read at a time (64 MiB in float32)."""
 
 
+def quoted(name: Any, longest: int = 80) -> str:
+    """Quote a name on one line, a very long one up to a point."""
+    text = repr(str(name))
+    return text if len(text) <= longest else f"{text[:longest]}…'"
+
+
 def first(names: Iterable[Any], limit: int = 5) -> str:
     """Quote the first few names and say how many more there are."""
     every = list(names)
-    shown = ", ".join(repr(str(name)) for name in every[:limit])
+    shown = ", ".join(quoted(name) for name in every[:limit])
     return shown + (f" and {len(every) - limit} more" if len(every) > limit else "")
 
 
@@ -76,15 +83,22 @@ def _end(text: str) -> str:
     return text.rstrip("?")
 
 
-def unknown_category(value: str, known: Sequence[str], *, where: str, role: str) -> CategoryError:
+def unknown_category(
+    value: str,
+    known: Sequence[str],
+    *,
+    where: str,
+    role: str,
+    otherwise: str = "leave those cells out, or train with them",
+) -> CategoryError:
     """Compose the refusal of a value that the training data did not hold."""
     return CategoryError(
         sentence(
-            f"unknown {role} {value!r}",
+            f"unknown {role} {quoted(value)}",
             where=where,
             expected=f"one of {first(known, 12)}",
-            got=repr(value),
-            hint=_end(nearest(value, known, "leave those cells out, or train with them")),
+            got=quoted(value),
+            hint=_end(nearest(value, known, otherwise)),
         )
     )
 
@@ -197,12 +211,16 @@ def _numbers(
                 f"unusable {role}s in column {name!r}",
                 where="adata.obs",
                 expected=f"a {'positive ' * positive}finite number for every cell",
-                got=f"{obs[name].iloc[bad[0]]!r} for cell {str(obs.index[bad[0]])!r} "
+                got=f"{_plain(obs[name].iloc[bad[0]])!r} for cell {str(obs.index[bad[0]])!r} "
                 f"({bad.size} such cells)",
                 hint=hint,
             )
         )
     return found
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _repeated(names: pd.Index) -> list[str]:

@@ -163,7 +163,9 @@ class Interventions(Codes):
         said = [word for word, column in words.items() if column is not None]
         columns = (*schema.covariates, *schema.continuous)
         known = list(dict.fromkeys([*said, *map(str, own), *columns]))
-        raise checks.unknown_category(str(name), known, where="do", role="name")
+        raise checks.unknown_category(
+            str(name), known, where="do", role="name", otherwise="use one of these"
+        )
 
     def _do_treatment(self, cells: Cells, treatment: Any, dose: Any) -> Cells:
         schema = self.schema

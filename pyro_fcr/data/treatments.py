@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +29,10 @@ __all__ = [
 
 Key = tuple[tuple[str, float], ...]
 """A treatment in canonical form: its parts in sorted order, each with its dose; () is control."""
+
+
+SINGLE = np.finfo(np.float32)
+"""The precision that doses are kept in."""
 
 
 def rounded(dose: float) -> float:
@@ -122,9 +125,9 @@ def treatment_key(
     else:
         raise refuse(expected, "give every part its own dose")
     for _, number in kept:
-        if not (math.isfinite(number) and rounded(number) > 0):
+        if not float(SINGLE.tiny) <= number <= float(SINGLE.max):
             raise refuse(
-                "positive finite numbers",
+                "positive finite numbers that float32 can hold",
                 "use a linear scale, and the control's label for untreated cells",
             )
     return summed(kept)

@@ -19,7 +19,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15 --durations-min 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-312 test-oldest coverage mutants lint types format docs benchmark clean
+.PHONY: audit help demo test test-fast test-312 test-oldest coverage mutants lint types format docs benchmark clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -92,6 +92,12 @@ docs: $(STAMP) ## Build the site, tutorials executed, into site/
 
 benchmark: $(STAMP) ## Run every benchmark, or WHICH="null recovery", into benchmarks/results; takes long
 	$(BIN)/pyro-fcr benchmark $(or $(WHICH),all) --out benchmarks/results
+
+# In an environment of its own. --strict: a package that could not be looked up is no package without faults.
+audit: $(STAMP) ## Look up the pinned versions among known vulnerabilities; needs the network
+	@test -x build/audit/bin/pip-audit || { $(BIN)/python -m venv build/audit \
+		&& build/audit/bin/pip install --quiet --disable-pip-version-check pip-audit; }
+	build/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 clean: ## Remove caches and builds; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -117,7 +117,7 @@ class Effects:
     where cells say much, the model where they say little. What results is drawn towards zero
     by as much as all genes together say that most changes are small
     (:mod:`pyro_fcr.analysis.shrinkage`). A condition without cells is extrapolated by the model,
-    and its spread is that of the interactions found elsewhere.
+    and its spread is that of the interactions found elsewhere: by gene, and by condition.
 
     Parameters
     ----------
@@ -440,9 +440,8 @@ def estimate_effects(
         x_codes = np.flatnonzero(told)
         for t, x in zip(*np.nonzero(unseen), strict=True):
             m[t, x] = _extrapolated(model, cells, t + 1, x_codes[x], seed=seed) - middle[0, x]
-        spread = np.sqrt(_interaction_variance(np.where(unseen[..., None], np.nan, m)))
-        noise_g = rng.standard_normal((draws, int(unseen.sum()), design.n_genes))
-        drawn[:, unseen] = m[unseen] + spread * noise_g
+        errors = _interaction_errors(np.where(unseen[..., None], np.nan, m))
+        drawn[:, unseen] = _unseen(m[unseen], errors, draws, rng)
     joint = [" | ".join(level) for level in design.covariate_levels]
     return Effects(
         draws=drawn,
@@ -511,26 +510,40 @@ def _extrapolated(
     return np.log2((found.mean.sum(0) + 0.5) / start.library.sum())
 
 
-def _interaction_variance(effects: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return, per gene, how far one condition's effect lies from the sum of main effects.
+def _interaction_errors(effects: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how far each measured condition lies from what the others' main effects say.
 
-    Least squares main effects over the measured conditions (T, X, G), missing ones left out,
-    with the residuals' variance enlarged by what predicting a new condition adds.
+    Least squares over (T, X, G), missing conditions left out and each of the others in turn; the
+    conditions that their own row or column cannot predict are not among the (C, G) returned. Where
+    that is all of them, the deviations from the mean of the others.
     """
     n_t, n_x, _ = effects.shape
-    seen = np.asarray(np.isfinite(effects).any(-1))
-    t, x = np.nonzero(seen)
+    t, x = np.nonzero(np.asarray(np.isfinite(effects).any(-1)))
     design = np.zeros((len(t), n_t + n_x))
     design[np.arange(len(t)), t] = 1
     design[np.arange(len(t)), n_t + x] = 1
     y = effects[t, x]
-    basis, singular, _ = np.linalg.svd(design, full_matrices=False)
-    basis = basis[:, singular > 1e-9]
-    residual = y - basis @ (basis.T @ y)
-    freedom = len(t) - basis.shape[1]
-    if freedom < 1:
-        return y.var(0)
-    return (residual**2).sum(0) / freedom * (1 + basis.shape[1] / len(t))
+    for basis in (design, np.ones((len(t), 1))):
+        hat = basis @ np.linalg.pinv(basis)
+        left = 1 - np.diag(hat)
+        told = left > 1e-9
+        if told.any():
+            return np.asarray((y - hat @ y)[told] / left[told, None])
+    return np.zeros((1, effects.shape[2]))
+
+
+def _unseen(
+    centre: NDArray[np.float64], errors: NDArray[np.float64], draws: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Draw changes (D, C, G) around (C, G) with errors of the size found elsewhere.
+
+    Genes have their own spread, and conditions theirs: some interact strongly in all genes. A
+    draw's condition is as far off as one of the measured ones, any of them.
+    """
+    spread = np.sqrt((errors**2).mean(0))
+    size = np.sqrt(((errors / np.maximum(spread, 1e-12)) ** 2).mean(1))
+    picked = rng.choice(size, (draws, len(centre), 1))
+    return centre + picked * spread * rng.standard_normal((draws, *centre.shape))
 
 
 def _joint_errors(

@@ -10,8 +10,9 @@ from tiny import SIZES, fit, tiny_adata, tiny_fcr
 from pyro_fcr.analysis.effects import (
     Effects,
     ModelError,
-    _interaction_variance,
+    _interaction_errors,
     _joint_errors,
+    _unseen,
     expected_fdr,
 )
 from pyro_fcr.errors import CategoryError, DesignError
@@ -63,7 +64,8 @@ def test_interactions_elsewhere_say_how_far_a_new_condition_may_lie():
     full = main + 0.7 * rng.normal(size=(n_t, n_x, genes))
     new = full[2, 3].copy()
     full[2, 3] = np.nan
-    found = _interaction_variance(full)
+    errors = _interaction_errors(full)
+    found = (errors**2).mean(0)
     # Predicting the held-out cell of a two-way table by its main effects, from the others alone.
     t, x = np.nonzero(np.isfinite(full[..., 0]))
     design = np.zeros((len(t), n_t + n_x))
@@ -71,6 +73,30 @@ def test_interactions_elsewhere_say_how_far_a_new_condition_may_lie():
     weights = np.linalg.lstsq(design, full[t, x], rcond=None)[0]
     missed = (new - weights[2] - weights[n_t + 3]) ** 2
     assert found.mean() == pytest.approx(missed.mean(), rel=0.15)
+    # Each condition by the others alone: left out by hand.
+    kept = np.arange(len(t)) != 5
+    weights = np.linalg.lstsq(design[kept], full[t, x][kept], rcond=None)[0]
+    by_hand = full[t[5], x[5]] - weights[t[5]] - weights[n_t + x[5]]
+    np.testing.assert_allclose(errors[5], by_hand, atol=1e-8)
+
+
+def test_errors_of_one_treatment_are_deviations_from_the_other_groups():
+    changes = np.array([1.0, 2.0, 6.0, np.nan]).reshape(1, 4, 1)
+    np.testing.assert_allclose(_interaction_errors(changes)[:, 0], [1 - 4, 2 - 3.5, 6 - 1.5])
+    np.testing.assert_allclose(_interaction_errors(np.array([[[3.0]]])), [[0.0]])
+
+
+def test_unseen_conditions_have_the_spread_of_genes_and_of_conditions():
+    rng = np.random.default_rng(0)
+    sizes, genes = np.array([0.2, 0.2, 0.2, 1.9]), np.array([1.0, 3.0])
+    errors = sizes[:, None] * genes * np.array([[1.0, 1.0]])
+    drawn = _unseen(np.array([[5.0, -5.0]]), errors, 200_000, rng)
+    np.testing.assert_allclose(drawn.mean(0), [[5, -5]], atol=0.03)
+    np.testing.assert_allclose(drawn.std(0)[0], np.sqrt((sizes**2).mean()) * genes, rtol=0.02)
+    # One draw in four is of the strong condition, in both genes at once: heavy tails, shared.
+    standard = (drawn[:, 0] - [5, -5]) / drawn.std(0)
+    assert (standard**4).mean() > 6
+    assert np.corrcoef(np.abs(standard).T)[0, 1] > 0.3
 
 
 def test_expected_fdr_by_hand():
@@ -158,7 +184,9 @@ def test_a_condition_without_cells_is_extrapolated_as_widely_as_interactions_ran
     elsewhere = effects.predicted.copy()
     elsewhere[1, 2] = np.nan
     np.testing.assert_allclose(
-        effects.draws[:, 1, 2].std(0), np.sqrt(_interaction_variance(elsewhere)), rtol=0.25
+        effects.draws[:, 1, 2].std(0),
+        np.sqrt((_interaction_errors(elsewhere) ** 2).mean(0)),
+        rtol=0.35,
     )
     ranked = effects.interactions()
     assert not ranked.set_index(["treatment", "covariate"]).loc[("B", "w"), "measured"]

@@ -43,7 +43,12 @@ def global_posteriors(guide: Callable[[Batch], Any], path: str, batch: Batch) ->
 def sparse_priors(model: LatentModel) -> dict[str, Conditional]:
     """Return the priors over latents that tell treatments' ``effects``, by name."""
     held = model.conditionals()
-    return {name: one for name, one in held.items() if hasattr(one.prior, "effects")}
+    return {
+        name: one
+        for name, one in held.items()
+        if hasattr(one.prior, "effects")
+        and (one.added or any("treatment" in block.parents for block in one.blocks))
+    }
 
 
 def target_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pyro_fcr.nn import Block
 
 __all__ = ["SparseShift"]
+
+log = logging.getLogger(__name__)
 
 GAIN = 5.0
 """Shifts are stored divided by this, as in :class:`~pyro_fcr.nn.ConditionTable`."""
@@ -55,7 +58,8 @@ class SparseShift(Prior):
     treatments' effects are sparse (:meth:`axes`), and the posterior of masks and shifts is set to
     its optimum given the cells', a spike and slab in closed form (:meth:`settle`).
 
-    Globals: ``mask`` and ``shift``, both (T, d).
+    Globals: ``mask`` and ``shift``, both (T, d). In a block whose parents have no treatment there
+    is none to shift it: it has N(0, I).
 
     Parameters
     ----------
@@ -94,9 +98,12 @@ class SparseShift(Prior):
         self.sparsity, self.bayesian, self.temperature = sparsity, bayesian, temperature
 
     def bind(self, block: Block, design: Design) -> None:
-        """Make masks and shifts of every treatment."""
-        shape = design.n_treatments, block.size
-        self.register_buffer("dose_unit", torch.tensor(design.dose_unit), persistent=False)
+        """Make masks and shifts of every treatment that the block reads."""
+        n = design.n_treatments if "treatment" in block.parents else 0
+        shape = n, block.size
+        if not n:
+            log.info("%s: no treatment among its parents, so no shift in its prior", block.name)
+        self.register_buffer("dose_unit", torch.tensor(design.dose_unit[:n]), persistent=False)
         start = START if self.sparsity is None else float(self.sparsity)
         self.log_sparsity = nn.Parameter(torch.tensor(math.log(start)), requires_grad=False)
         self.slab_log_scale = nn.Parameter(torch.tensor(0.0))
@@ -134,7 +141,7 @@ class SparseShift(Prior):
     def forward(self, batch: Batch) -> dist.TorchDistribution:
         """Return N(t · (mask × shift), I) with batch shape (B,) and event shape (d,)."""
         shift = self.shift if self.bayesian else GAIN * self.shift_loc
-        dose = (batch.treatment / self.dose_unit).unsqueeze(1)
+        dose = self._dose(batch).unsqueeze(1)
         return dist.Normal((dose @ (self.mask * shift)).squeeze(-2), 1.0).to_event(1)
 
     def effects(
@@ -185,6 +192,8 @@ class SparseShift(Prior):
         white = torch.linalg.inv(torch.linalg.cholesky(pooled))
         gram, cross = self._normal_equations(batch, size, loc @ white.T)
         seen = gram.diagonal() > 0
+        if not seen.any():
+            return white
         effect = _least_squares(gram, cross)[seen]
         noise = float(gram.diagonal()[seen].rsqrt().median())
         return sparse_rotation(effect, noise) @ white
@@ -223,6 +232,8 @@ class SparseShift(Prior):
             yet to find out what treatments do, a mask that closed would keep them from it.
         """
         gram, cross = self._normal_equations(batch, size, loc)
+        if not len(gram):
+            return
         if dense:
             self.mask_logits.fill_(OPEN)
             self.shift_loc.copy_(_least_squares(gram, cross) / GAIN)
@@ -259,8 +270,7 @@ class SparseShift(Prior):
         Tensor
             Shape (C, d).
         """
-        dose = batch.treatment / self.dose_unit.to(batch.device)
-        return dose @ self._expected().to(batch.device)
+        return self._dose(batch) @ self._expected().to(batch.device)
 
     @torch.no_grad()
     def turn(self, columns: slice, inverse: Tensor) -> None:
@@ -277,11 +287,14 @@ class SparseShift(Prior):
         self.shift_loc[:, columns] = turned / GAIN
         self.mask_logits[:, columns] = OPEN
 
+    def _dose(self, batch: Batch) -> Tensor:
+        return batch.treatment[:, : len(self.dose_unit)] / self.dose_unit.to(batch.device)
+
     def _expected(self) -> Tensor:
         return torch.sigmoid(self.mask_logits) * GAIN * self.shift_loc
 
     def _normal_equations(self, batch: Batch, size: Tensor, loc: Tensor) -> tuple[Tensor, Tensor]:
-        dose = (batch.treatment / self.dose_unit.to(batch.device)).double()
+        dose = self._dose(batch).double()
         weighted = dose * size[:, None]
         return dose.T @ weighted, weighted.T @ loc
 

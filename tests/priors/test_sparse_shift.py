@@ -159,6 +159,19 @@ def test_the_axes_are_where_shifts_are_sparse() -> None:
     torch.testing.assert_close(identity @ identity.T, torch.eye(4).double(), atol=1e-3, rtol=0)
 
 
+def test_a_block_without_the_treatment_among_its_parents_is_not_shifted(tmp_path) -> None:
+    model = tiny.tiny_fcr(priors={"z_x": SparseShift(), "z_t": SparseShift()})
+    tiny.fit(model, align_at=0.5)
+    batch = model.cells.batch(slice(0, 8))
+    prior = model.model.priors["z_x"]
+    everyone = batch.replace(treatment=torch.ones_like(batch.treatment))
+    with torch.no_grad():
+        torch.testing.assert_close(prior(everyone).mean, torch.zeros(8, 3))
+    assert all(torch.isfinite(value).all() for value in prior.state_dict().values())
+    # The one that treatments can move is found by itself.
+    assert set(model.targets().index.get_level_values("latent")) == {"z_t_0", "z_t_1"}
+
+
 def test_no_sparsity_is_refused() -> None:
     with pytest.raises(SlotError, match=r"sparsity=.*at least 1.*0\.5"):
         SparseShift(sparsity=0.5)

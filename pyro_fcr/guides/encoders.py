@@ -73,6 +73,7 @@ class Encoders(Guide):
     ) -> None:
         """Make the encoders, fused into one pass over the genes."""
         self.blocks = tuple(blocks)
+        self.n_latent = sum(block.size for block in blocks)
         self._features, self._sparse = likelihood.features, likelihood.sparse_features
         self.register_buffer("mean_g", genes.mean.clone())
         self.register_buffer("scale_g", genes.scale.clone())
@@ -89,6 +90,10 @@ class Encoders(Guide):
             self.label_tables = nn.ModuleList(
                 ConditionTable(design, labels, start) for labels in read
             )
+        self.bind_family()
+
+    def bind_family(self) -> None:
+        """Make what the family has beside the encoders; nothing by default."""
 
     def shared_sizes(self) -> list[int]:
         """Return the outputs of encoders beside the blocks' own; none by default."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -15,13 +15,6 @@ from torch.nn import functional as F
 
 from pyro_fcr.guides.encoders import Encoders, log_normal
 from pyro_fcr.priors import bounded_exp
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pyro_fcr.data import Design
-    from pyro_fcr.likelihoods import GeneStatistics, Likelihood
-    from pyro_fcr.nn import Block
 
 __all__ = ["FlowRefined"]
 
@@ -54,16 +47,8 @@ class FlowRefined(Encoders):
     axes: Tensor
     points: Tensor
 
-    def bind(
-        self,
-        blocks: Sequence[Block],
-        design: Design,
-        likelihood: Likelihood,
-        genes: GeneStatistics,
-    ) -> None:
-        """Make one encoder per block, one of the flow's context, and the flow."""
-        super().bind(blocks, design, likelihood, genes)
-        self.n_latent = sum(block.size for block in blocks)
+    def bind_family(self) -> None:
+        """Make the flow."""
         self.network = MaskedNetwork(self.n_latent, CONTEXT, width=self.width)
         self.register_buffer("axes", torch.eye(self.n_latent))
         self.register_buffer("points", _points(self.n_latent), persistent=False)

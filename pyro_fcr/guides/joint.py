@@ -13,13 +13,8 @@ from pyro_fcr.guides.encoders import Encoders, log_normal
 from pyro_fcr.priors import bounded_exp
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
-    from pyro_fcr.data import Design
-    from pyro_fcr.likelihoods import GeneStatistics, Likelihood
-    from pyro_fcr.nn import Block
 
 __all__ = ["Joint"]
 
@@ -39,16 +34,8 @@ class Joint(Encoders):
     axes: Tensor
     below: Tensor
 
-    def bind(
-        self,
-        blocks: Sequence[Block],
-        design: Design,
-        likelihood: Likelihood,
-        genes: GeneStatistics,
-    ) -> None:
-        """Make one encoder per block, and one of the correlations."""
-        self.n_latent = sum(block.size for block in blocks)
-        super().bind(blocks, design, likelihood, genes)
+    def bind_family(self) -> None:
+        """Start near the mean field, in axes that can be turned."""
         with torch.no_grad():
             self.encoders.last_weight_kdo[-1].mul_(0.1)
         # Turned with the gauge: what the encoders give is meant in these axes.

@@ -95,7 +95,6 @@ class SemiAmortised(Guide):
         """Size the encoders."""
         self.base.bind(blocks, design, likelihood, genes)
         self.reads = self.base.reads
-        self.n_latent = sum(block.size for block in blocks)
 
     def bind_model(self, model: Callable[[Batch], Any], betas: Mapping[str, float]) -> None:
         """Remember the model whose ELBO is climbed; its parameters stay its own."""
@@ -185,7 +184,7 @@ class SemiAmortised(Guide):
                 placed = [s + u * m for s, u, m in zip(start, units, free, strict=True)]
                 # Signs have a normal's first three moments and no spread in their squares, which
                 # is what makes the gradients of log-scales noisy.
-                noise = start[0].new_empty(len(batch), self.n_latent).normal_().sign()
+                noise = start[0].new_empty(len(batch), self.base.n_latent).normal_().sign()
                 gradients = torch.autograd.grad(self.elbo(placed, batch, noise).sum(), free)
                 rate = self.rate * (1 - step / self.steps)
                 with torch.no_grad():

@@ -21,6 +21,10 @@ __all__ = [
 ]
 
 
+LONGEST = 300
+"""Characters of what was found that a sentence quotes."""
+
+
 def sentence(what: str, *, where: str, expected: str, got: str, hint: str) -> str:
     """Compose one line: what went wrong, where, what was expected, what was found, what to try.
 
@@ -34,7 +38,8 @@ def sentence(what: str, *, where: str, expected: str, got: str, hint: str) -> st
     >>> sentence("no such column", where="obs", expected="'drug'", got="'Drug'", hint="rename it")
     "no such column (obs): expected 'drug', got 'Drug'; rename it."
     """
-    return f"{what} ({where}): expected {expected}, got {got}; {hint}."
+    what, got = (part if len(part) <= LONGEST else f"{part[:LONGEST]}…" for part in (what, got))
+    return " ".join(f"{what} ({where}): expected {expected}, got {got}; {hint}.".splitlines())
 
 
 class FCRError(ValueError):

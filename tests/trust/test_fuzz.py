@@ -7,8 +7,14 @@ import warnings
 import pytest
 from fuzzing import Readers
 
-CASES = {"pyro-fcr evaluate": 4, "pyro-fcr report": 4, "fit(resume=True)": 10,
-         "pyro-fcr latents": 12, "pyro-fcr latents, its data": 12, ".zarr on disk": 12}  # fmt: skip
+CASES = {
+    "pyro-fcr evaluate": 4,
+    "pyro-fcr report": 4,
+    "fit(resume=True)": 10,
+    "pyro-fcr latents": 12,
+    "pyro-fcr latents, its data": 12,
+    ".zarr on disk": 12,
+}
 MANY = 40
 
 READERS = ("pf.load (FCR)", "pf.load (SVAE)", "pf.load (InVAE)", ".h5ad on disk",

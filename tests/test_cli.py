@@ -337,7 +337,7 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(data, tmp_path) -> None:
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert stdout == ""
-    assert stderr.splitlines() == ["pyro-fcr: interrupted; nothing was written."]
+    assert stderr.splitlines() == ["pyro-fcr: interrupted; no half-written file is left."]
     assert list(out.iterdir()) == []
 
 

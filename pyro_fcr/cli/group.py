@@ -67,7 +67,7 @@ class Polite(click.Group):
         except FCRError as error:
             fail(str(error))
         except (_InterruptedError, click.Abort, KeyboardInterrupt):
-            fail("interrupted; nothing was written.", code=130)
+            fail("interrupted; no half-written file is left.", code=130)
         except BrokenPipeError:
             # Whoever read stdout has gone; keep the interpreter from writing to it at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -51,6 +51,23 @@ def test_each_gap_is_named(sites, match):
         check_coverage(MODEL, guide(**sites), None)
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_a_cells_site_without_moments_is_told(told):
+    def bent(batch):
+        pyro.sample("w", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        with pyro.plate("cells", 10, subsample=torch.arange(2)):
+            for name, size in {"a": 2, "b": 3}.items():
+                plain = dist.Normal(torch.zeros(2, size), 1.0)
+                bend = dist.transforms.TanhTransform()
+                infer = {"marginal": plain.to_event(1)} if told else {}
+                made = dist.TransformedDistribution(plain, [bend]).to_event(1)
+                pyro.sample(name, made, infer=infer)
+
+    refused = pytest.raises(SlotError, match=r"site 'a' has no known mean in the guide.*marginal")
+    with nullcontext() if told else refused:
+        check_coverage(MODEL, bent, None)
+
+
 def test_a_cell_plate_of_another_name_is_told():
     sites = {"shared": {"w": 1}, "cells": {"a": 2, "b": 3}}
     with pytest.raises(SlotError, match=r"site 'a' is outside the cell plate.*plate\('cells'"):

@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer.util import check_fully_reparametrized
 
 from pyro_fcr.errors import SlotError, sentence
-from pyro_fcr.nn import Part, in_cell_plate, latent_sites
+from pyro_fcr.nn import Part, in_cell_plate, latent_sites, marginal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,7 +79,7 @@ def check_coverage(model: Callable[..., Any], guide: Callable[..., Any], batch: 
     """Check that model and guide sample the same latent sites, alike in plate and shape.
 
     Every site of the guide must be reparametrised too: gradients reach a guide through its draws
-    alone.
+    alone. And a cell's sites must have a mean and a variance: that is where a cell is said to lie.
 
     Parameters
     ----------
@@ -91,8 +91,8 @@ def check_coverage(model: Callable[..., Any], guide: Callable[..., Any], batch: 
     Raises
     ------
     SlotError
-        Naming the first site that is missing, superfluous, in the wrong plate, of the wrong shape
-        or not reparametrised, and what to do about it.
+        Naming the first site that is missing, superfluous, in the wrong plate, of the wrong shape,
+        not reparametrised or without moments, and what to do about it.
     """
     with torch.no_grad():
         guide_trace = poutine.trace(guide).get_trace(batch)
@@ -140,6 +140,7 @@ def check_coverage(model: Callable[..., Any], guide: Callable[..., Any], batch: 
                 )
             )
     _check_reparametrised(guide_trace)
+    _check_moments(guide_trace)
     if extra := sorted(set(in_guide) - set(in_model)):
         raise SlotError(
             sentence(
@@ -168,5 +169,23 @@ def _check_reparametrised(trace: Trace) -> None:
                     expected="a distribution with rsample, so that gradients pass through draws",
                     got=type(innermost).__name__,
                     hint="use a Normal or a transformed one",
+                )
+            ) from error
+
+
+def _check_moments(trace: Trace) -> None:
+    for name, site in latent_sites(trace).items():
+        alone = marginal(site)
+        try:
+            if in_cell_plate(site):
+                _ = alone.mean, alone.variance
+        except NotImplementedError as error:
+            raise SlotError(
+                sentence(
+                    f"site '{name}' has no known mean in the guide",
+                    where="guide=",
+                    expected="a distribution with mean and variance",
+                    got=type(alone).__name__,
+                    hint="tell them: pyro.sample(..., infer={'marginal': Normal(mean, sd)})",
                 )
             ) from error

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from torch.distributions import Independent
 from torch.nn import functional as F
 
 from pyro_fcr.errors import SlotError, sentence
@@ -101,6 +102,16 @@ class TotalCorrelation(Penalty):
             drawn = q.rsample()[:, None]
             if self.between == "blocks":
                 found.append(q.log_prob(drawn))
+            elif not isinstance(q, Independent):
+                raise SlotError(
+                    sentence(
+                        "the guide has no density of a component alone",
+                        where="guide=",
+                        expected="independent components, as guides.Amortised gives",
+                        got=type(q).__name__,
+                        hint="use between='blocks', or DensityRatioTC",
+                    )
+                )
             else:
                 found += q.base_dist.log_prob(drawn).unbind(-1)
         parts = torch.stack(found)

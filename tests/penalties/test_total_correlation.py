@@ -201,3 +201,11 @@ def test_in_any_system(kind, tmp_path):
     history = fit(fcr)
     assert history["tc"].notna().all()
     assert fcr.save(tmp_path / "m")
+
+
+def test_components_that_depend_on_one_another_are_told():
+    penalty = TotalCorrelation(between="components")
+    penalty.bind((Block("z", 2),), None)
+    q = dist.MultivariateNormal(torch.zeros(4, 2), torch.eye(2).expand(4, 2, 2))
+    with pytest.raises(SlotError, match="no density of a component alone"):
+        penalty({"z": q}, labelled([0] * 4, [0] * 4))

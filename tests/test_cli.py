@@ -415,7 +415,7 @@ def test_an_interrupted_run_that_keeps_its_state_says_how_to_go_on(data, tmp_pat
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
-        for _ in range(1200):
+        for _ in range(6000):
             if (out / "checkpoint.safetensors").exists():
                 break
             time.sleep(0.1)

@@ -40,7 +40,7 @@ from plain import PlainTrainer, check
 from scipy import sparse
 
 import pyro_fcr as pf
-from pyro_fcr.data import open_source
+from pyro_fcr.data import StreamSource, open_source
 from pyro_fcr.infer import Plan, Trainer
 
 if TYPE_CHECKING:
@@ -407,16 +407,28 @@ def data(given: argparse.Namespace) -> pd.DataFrame:
             kinds["zarr"] = f"{folder}/a.zarr"
         except ImportError:
             print("zarr is not installed: its row is left out", file=sys.stderr)
+        try:
+            import annbatch
+            import zarr
+
+            annbatch.write_sharded(zarr.open_group(f"{folder}/b.zarr", mode="w"), adata)
+            kinds["zarr in chunks of 64 cells"] = f"{folder}/b.zarr"
+        except ImportError:
+            print("annbatch is not installed: its rows are left out", file=sys.stderr)
         sources = {
             name: open_source(quiet_model(kind).cells, batch_size=512, drop_last=True)
             for name, kind in kinds.items()
         }
+        if chunked := sources.get("zarr in chunks of 64 cells"):
+            plain = StreamSource(chunked.cells, batch_size=512, drop_last=True)
+            sources["the same, without annbatch"] = plain
         for turn in range(given.rounds):
             for name, source in sources.items():
-                start = time.perf_counter()
+                wall, cpu = time.perf_counter(), time.process_time()
                 n = sum(len(batch) for batch in source.batches(epoch=turn))
-                rate = round(n / (time.perf_counter() - start))
-                rows.append({"round": turn, "source": name, "cells per s": rate})
+                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+                rows.append({"round": turn, "source": name, "cells per s": round(n / wall),
+                             "cells per CPU s": round(n / cpu)})  # fmt: skip
     return pd.DataFrame(rows)
 
 

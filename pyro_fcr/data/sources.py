@@ -6,6 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,7 +18,7 @@ from pyro_fcr.data.stored import StoredCounts
 from pyro_fcr.errors import FitError, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from pyro_fcr.data.cells import Cells
 
 __all__ = ["BatchSource", "MemorySource", "ResidentSource", "StreamSource", "open_source"]
+
+ANNBATCH = "pyro_fcr.data.annbatch"
+"""Imported where the package of that name is installed."""
 
 BLOCK = 128
 """Cells that are read from disk in one piece."""
@@ -226,9 +231,14 @@ class StreamSource(_Source):
         pieces = self._pieces(order, number)
         each = max(1, size // self.batch_size)
         windows = [pieces[i : i + each] for i in range(0, len(pieces), each)]
+        for rows, counts in zip(pieces, self._read(windows), strict=True):
+            yield self.cells.batch(rows, counts=counts)
+
+    def _read(self, windows: Sequence[Sequence[NDArray[np.int64]]]) -> Iterator[Any]:
+        """Yield each minibatch's counts; windows are what is held in memory at a time."""
         with ThreadPoolExecutor(1) as reader:
 
-            def read(window: list[NDArray[np.int64]]) -> Any:
+            def read(window: Sequence[NDArray[np.int64]]) -> Any:
                 return reader.submit(self.cells.counts.__getitem__, np.concatenate(window))
 
             ahead = read(windows[0])
@@ -236,11 +246,9 @@ class StreamSource(_Source):
                 counts = ahead.result()
                 if i + 1 < len(windows):
                     ahead = read(windows[i + 1])
-                start = 0
-                for rows in window:
-                    here = counts[start : start + len(rows)]
-                    yield self.cells.batch(rows, counts=here)
-                    start += len(rows)
+                stops = np.cumsum([len(rows) for rows in window])
+                for rows, stop in zip(window, stops, strict=True):
+                    yield counts[stop - len(rows) : stop]
 
 
 class ResidentSource(MemorySource):
@@ -306,6 +314,8 @@ def open_source(
         As for :class:`MemorySource`.
     """
     if isinstance(cells.counts, StoredCounts):
+        if find_spec("annbatch") is not None and cells.counts.in_chunks_of(BLOCK):
+            return import_module(ANNBATCH).AnnbatchSource(cells, **options)
         return StreamSource(cells, **options)
     if device is not None and device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

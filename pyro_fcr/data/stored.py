@@ -34,6 +34,7 @@ class _Part(NamedTuple):
     shape: tuple[int, int]
     arrays: tuple[Any, ...]
     columns: NDArray[np.int64] | None = None
+    source: Any = None
 
     @classmethod
     def of(cls, matrix: Any) -> _Part | None:
@@ -41,7 +42,8 @@ class _Part(NamedTuple):
         if isinstance(matrix, ad.abc.CSRDataset):
             group = matrix.group
             pointers = np.asarray(group["indptr"][:], dtype=np.int64)
-            return cls(tuple(matrix.shape), (group["data"], group["indices"], pointers))
+            arrays = (group["data"], group["indices"], pointers)
+            return cls(tuple(matrix.shape), arrays, source=matrix)
         if type(matrix).__module__.split(".")[0] in ("h5py", "zarr") and matrix.ndim == 2:
             return cls(tuple(matrix.shape), (matrix,))
         return None
@@ -110,7 +112,7 @@ class StoredCounts:
 
     def read(self, rows: Any) -> Any:
         """Read rows (positions, a mask or a slice) in the dtype they are stored in."""
-        chosen = self._positions(rows)
+        chosen = self.positions(rows)
         order, back = np.unique(chosen, return_inverse=True)
         bounds = np.searchsorted(order, self._starts)
         pieces = [
@@ -133,7 +135,7 @@ class StoredCounts:
 
     def subset(self, rows: Any) -> StoredCounts:
         """Return some of the rows; nothing is read."""
-        return StoredCounts(self.parts, self._positions(rows))
+        return StoredCounts(self.parts, self.positions(rows))
 
     def genes(self, columns: NDArray[np.int64]) -> StoredCounts:
         """Return some of the columns, in that order; nothing is read."""
@@ -145,7 +147,22 @@ class StoredCounts:
         ]
         return StoredCounts(parts, self.rows)
 
-    def _positions(self, rows: Any) -> NDArray[np.int64]:
+    def in_chunks_of(self, n_cells: int) -> list[Any] | None:
+        """Return the CSR matrices of Zarr stores that these are rows of, if chunks are so small.
+
+        Nothing for any others: where a chunk holds many cells, it would be unpacked for each.
+        """
+        found = [part.source for part in self.parts if part.columns is None]
+        for matrix in found:
+            if matrix is None or not type(matrix.group).__module__.startswith("zarr"):
+                return None
+            data = matrix.group["data"]
+            if data.chunks[0] * matrix.shape[0] > n_cells * max(1, data.shape[0]):
+                return None
+        return found if len(found) == len(self.parts) else None
+
+    def positions(self, rows: Any) -> NDArray[np.int64]:
+        """Return where rows (positions, a mask or a slice) stand among all those on disk."""
         if isinstance(rows, slice):
             start, stop, step = rows.indices(len(self))
             chosen = np.arange(start, stop, step, dtype=np.int64)

@@ -71,7 +71,7 @@ class Likelihood(Part):
         return torch.log1p(batch.counts * _per_molecule(batch)[:, None])
 
     def sparse_features(self, batch: Batch) -> NonZeros | None:
-        """Return the features that are not zero, where zero counts read as zeros; else nothing.
+        """Return the features at the non-zero counts, if all others are zero; else nothing.
 
         A subclass with ``features`` of its own has none unless it says which.
         """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+from pyro_fcr.nonzeros import nonzeros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,13 +44,21 @@ def gene_statistics(likelihood: Likelihood, batches: Iterable[Batch]) -> GeneSta
         The training cells, each once.
     """
     n = 0
-    total = squares = rate = torch.zeros((), dtype=torch.float64)
+    sums: Any = 0.0
     for batch in batches:
-        features = likelihood.features(batch).double()
         n += len(batch)
-        total = total + features.sum(0)
-        squares = squares + features.square().sum(0)
-        rate = rate + (batch.counts / batch.library[:, None]).double().sum(0)
+        found = likelihood.sparse_features(batch)
+        if found is None:
+            features, share = likelihood.features(batch), batch.counts / batch.library[:, None]
+            values = torch.stack([features.double(), features.double().square(), share.double()])
+            sums = sums + values.sum(1)
+        else:
+            share = nonzeros(batch.counts).value / batch.library.index_select(0, found.row)
+            features = found.value.double()
+            values = torch.stack([features, features.square(), share.double()])
+            empty = values.new_zeros(3, found.n_columns)
+            sums = sums + empty.index_add_(1, found.column, values)
+    total, squares, rate = sums
     mean = total / n
     scale = (squares / n - mean.square()).clamp_min(0).sqrt().clamp_min(0.1)
     return GeneStatistics(mean.float(), scale.float(), (rate / n).float())

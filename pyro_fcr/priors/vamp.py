@@ -65,7 +65,6 @@ class VampPrior(Prior):
         self.pseudo = nn.Parameter(torch.randn(self.components, design.n_genes))
         self.register_buffer("kept", torch.zeros(2, self.components, block.size))
         self.register_buffer("has_left", torch.tensor(False))
-        self.register_load_state_dict_post_hook(lambda prior, _: prior._look())
         self._look()
         cells = label_batch(design, self.components)
         depth = DEPTH if self.shares else 1.0
@@ -97,6 +96,10 @@ class VampPrior(Prior):
         parts = self.parts()
         self.kept.copy_(torch.stack([parts.mean, parts.variance.sqrt()]))
         self.has_left.fill_(True)
+        self._look()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
         self._look()
 
     def _look(self) -> None:

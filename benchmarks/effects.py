@@ -13,7 +13,6 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 from _common import RESULTS, parser, run
 from sklearn.metrics import average_precision_score
@@ -21,6 +20,7 @@ from sklearn.metrics import average_precision_score
 import pyro_fcr as pf
 
 if TYPE_CHECKING:
+    import anndata as ad
     from numpy.typing import NDArray
 
     from pyro_fcr.analysis import effects as pf_effects
@@ -52,29 +52,6 @@ def simulate(name: str, seed: int) -> ad.AnnData:
     )  # fmt: skip
 
 
-def true_changes(adata: ad.AnnData, seed: int, copies: int = 10) -> NDArray[np.float64]:
-    """Return the log2 fold changes of mean shares, (T, X, G), from fresh latents of all blocks."""
-    simulation = adata.uns["simulation"]
-    rng = np.random.default_rng(seed)
-    treatments = [str(name) for name in simulation["treatments"]]
-    groups = [str(name) for name in simulation["covariates"]]
-    prior = simulation["prior"]["z_x"]
-    out = np.empty((len(treatments), len(groups), adata.n_vars))
-    for x, group in enumerate(groups):
-        of_group = (adata.obs["covariate"] == group) & (adata.obs["treatment"] == "control")
-        many = ad.concat([adata[of_group]] * copies, index_unique="-")
-        many.uns["simulation"] = simulation
-        noise = rng.standard_normal(many.obsm["z_x"].shape)
-        many.obsm["z_x"] = prior["loc"][0, x] + prior["scale"][0, x] * noise
-        if "background" in many.obsm:
-            many.obsm["background"] = rng.standard_normal(many.obsm["background"].shape)
-        library = many.obs["library"].sum()
-        for t, treatment in enumerate(treatments):
-            mean = pf.simulate.counterfactual_truth(many, treatment, draws=5, seed=t)
-            out[t, x] = np.log2(mean.sum(0) / library)
-    return out[1:] - out[:1]
-
-
 def job(simulation: str, seed: int) -> list[dict[str, Any]]:
     """Fit, estimate, compare with the truth."""
     adata = simulate(simulation, seed)
@@ -88,7 +65,7 @@ def job(simulation: str, seed: int) -> list[dict[str, Any]]:
     fcr = pf.FCR(train, schema)
     fcr.fit(seed=0, progress=False)
     effects = fcr.effects()
-    truth = true_changes(adata, seed)
+    truth = pf.simulate.true_changes(adata, cells=5000, seed=seed)
     seen = np.isfinite(effects.measured).any(-1)
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row |= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import h5py
 import numpy as np
 import pytest
@@ -69,3 +70,29 @@ def test_scanpy_finds_neighbours_in_the_latents(fitted) -> None:
     exact = np.linalg.norm(z[0] - z, axis=1)
     row = adata.obsp["distances"][0].toarray().ravel()
     np.testing.assert_allclose(row[row > 0], exact[row > 0], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_pertpy_measures_distances_of_counterfactuals(fitted) -> None:
+    pertpy = pytest.importorskip("pertpy", exc_type=ImportError)
+    adata = tiny_adata()
+    control = adata[adata.obs["drug"] == "ctrl"].copy()
+    made = fitted.counterfactual(control, do={"treatment": "A"}, draws=5)
+    control.obs["what"], made.obs["what"] = "control", "counterfactual"
+    both = ad.concat([control, made], join="inner", index_unique="-")
+    distance = pertpy.tools.Distance("euclidean", layer_key="counts")
+    both.layers["counts"] = both.X.copy()
+    table = distance.pairwise(both, groupby="what", show_progressbar=False)
+    by_hand = np.linalg.norm(control.X.mean(0) - made.X.mean(0))
+    assert by_hand > 0
+    assert table.loc["control", "counterfactual"] == pytest.approx(by_hand, rel=1e-4)
+    # The energy distance in a block, as pertpy's tutorials ask for it.
+    frames = fitted.latents(adata, key_added="fcr")
+    adata.obs["drug"] = adata.obs["drug"].astype(str)
+    energy = pertpy.tools.Distance("edistance", obsm_key="X_fcr_z_t")
+    found = energy.onesided_distances(
+        adata, groupby="drug", selected_group="ctrl", show_progressbar=False
+    )
+    assert set(found.index) == {"ctrl", "A", "B"}
+    assert np.isfinite(found).all()
+    assert frames["z_t"].shape[0] == adata.n_obs

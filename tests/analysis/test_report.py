@@ -128,6 +128,50 @@ def test_effects_stand_on_the_page_as_the_model_gives_them(model, adata, page) -
     assert all(float(r[2]) + float(r[3]) == pytest.approx(1, abs=2e-3) for r in rows)
 
 
+def test_masks_stand_on_the_page_of_a_sparse_prior(adata, tmp_path) -> None:
+    svae = pf.SVAE(adata, tiny_schema(covariates=[]), sizes={"z": 4}, hidden=(16,))
+    fit(svae, max_epochs=8)
+    text = report.write_report(svae, tmp_path / "r.html").read_text()
+    assert "Which components each treatment moves" in text
+    tables = Tables(text).found
+    true = svae.targets(level=0.10)
+    true = true[true["selected"]]
+    head, *rows = tables["Selected targets"]
+    assert head == ["treatment", "latent", "inclusion", "shift", "lower", "upper"]
+    assert {tuple(row[:2]) for row in rows} == set(true.index)
+    for row in rows:
+        assert float(row[3]) == pytest.approx(true.loc[(row[0], row[1]), "shift"], abs=1e-3)
+    head, *rows = tables["Genes of each component"]
+    change = svae.gene_programs(pseudocount=10.0)
+    assert [row[0] for row in rows] == list(change)
+    up = change["z_0"].sort_values(ascending=False).index[:8]
+    assert rows[0][1].split(", ") == list(up)
+    # What this system does not have is not spoken of.
+    assert "Is the interaction identified?" not in text
+    assert "Common or particular" not in text
+
+
+def test_the_page_of_invariant_factors_asks_of_the_batch_and_names_cells(tmp_path) -> None:
+    adata = tiny_adata()
+    schema = pf.Schema(covariates="type", batch="lane")
+    split = pf.splits.random(adata, test=0.25, valid=0.0, stratify="type", seed=0)
+    invae = pf.InVAE(adata, schema, hidden=(16,))
+    fit(invae, split=split, max_epochs=8)
+    text = report.write_report(invae, tmp_path / "r.html", adata, split).read_text()
+    tables = Tables(text).found
+    asked = {tuple(row[:2]) for row in tables["What classifiers read"][1:]}
+    assert asked == {
+        (block, question) for block in ("z_inv", "z_spur")
+        for question in ("covariate, same batch", "batch, same covariate")
+    }  # fmt: skip
+    _, *rows = tables["Labels of held-out cells"]
+    assert [row[1] for row in rows] == ["u", "v", "w"]
+    assert sum(int(row[2]) for row in rows) == split.counts()["test"]
+    assert "What the batch does to every cell" in text
+    for absent in ("Effects on genes", "Counterfactuals beside baselines", "treated cells"):
+        assert absent not in text
+
+
 def test_findings_carry_their_state_as_a_word(page) -> None:
     states = re.findall(r'<span class="state (\w+)">(. \w+)</span>', page)
     said = {"fine": "✓ fine", "look": "! know", "bad": "✗ bad"}

@@ -323,6 +323,9 @@ def _open(path: Path) -> Any:
         )  # fmt: skip
     with _reading(path):
         if path.is_dir():
+            for folder, _, names in os.walk(path):
+                for name in names:
+                    regular(os.path.join(folder, name))
             return _zarr(path).open_group(str(path), mode="r")
         file = h5py.File(regular(path), "r")
         keep_inside(file, path)

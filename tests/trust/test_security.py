@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -16,7 +17,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from fuzzing import Bomb, Readers, bombs
+from fuzzing import Bomb, Readers, alarm, bombs
 from tiny import fit, tiny_adata, tiny_fcr
 
 import pyro_fcr as pf
@@ -100,6 +101,16 @@ def test_hashes_of_files_elsewhere_are_not_looked_at(readers) -> None:
     told["files"] |= {"../secret": "0", "/etc/passwd": "0"}
     (copied / "model.json").write_text(json.dumps(pf.io.seal(told)))
     pf.load(copied)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_a_chunk_that_never_ends_is_refused(kind, readers) -> None:
+    copied = readers._copy(readers.sample(".zarr on disk"))
+    chunk = copied / "X" / "0.0"
+    chunk.unlink()
+    os.mkfifo(chunk) if kind == "fifo" else chunk.symlink_to("/dev/zero")
+    with alarm(30), pytest.raises(LoadError, match="no regular file"):
+        readers._stream(copied)
 
 
 @pytest.mark.parametrize("way", ["link", "raw", "virtual"])

@@ -159,12 +159,10 @@ def test_the_page_of_invariant_factors_asks_of_the_batch_and_names_cells(tmp_pat
     fit(invae, split=split, max_epochs=8)
     text = report.write_report(invae, tmp_path / "r.html", adata, split).read_text()
     tables = Tables(text).found
-    asked = {tuple(row[:2]) for row in tables["What classifiers read"][1:]}
-    assert asked == {
-        (block, question) for block in ("z_inv", "z_spur")
-        for question in ("covariate, same batch", "batch, same covariate")
-    }  # fmt: skip
-    _, *rows = tables["Labels of held-out cells"]
+    asked = [row[1] for row in tables["What classifiers read"][1:]]
+    assert asked == ["covariate, same batch"] * 2 + ["batch, same covariate"] * 2
+    # The facts of the run, a table without a label, follow.
+    rows = tables["Labels of held-out cells"][1:4]
     assert [row[1] for row in rows] == ["u", "v", "w"]
     assert sum(int(row[2]) for row in rows) == split.counts()["test"]
     assert "What the batch does to every cell" in text

@@ -47,7 +47,7 @@ test-fast: $(STAMP) ## The tests without the slow ones: under five minutes on tw
 	$(PYTEST) -m "not slow"
 
 # Lanes of their own, each in its own environment: what the suite is not pinned to.
-LANE = $(ONE_THREAD) $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "$(MARKS)" -p no:cacheprovider
+LANE = $(ONE_THREAD) $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "$(MARKS)" -p no:cacheprovider $(2)
 MARKS ?= not slow
 PYTHON312 ?= python3.12
 
@@ -65,7 +65,8 @@ test-oldest: ## The same on every package's oldest declared version
 		> build/oldest.txt
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint build/oldest.txt \
 		--extra-index-url $(TORCH_INDEX) --editable '.[dev,zarr]'
-	$(call LANE,.venv-oldest)
+	@# Old packages know of deprecations in newer ones that they stand on.
+	$(call LANE,.venv-oldest,-W ignore::DeprecationWarning -W ignore::FutureWarning)
 
 coverage: $(STAMP) ## Lines and branches that the tests reach; fails below 90 % of lines
 	@mkdir -p build

@@ -48,9 +48,11 @@ LIMIT = 240.0
 
 
 def places(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    """Yield the nodes that can be changed, and how; types and docstrings are left alone."""
+    """Yield the nodes that can be changed, and how; not types, docstrings and zip's strict."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue
+        if isinstance(node, ast.keyword) and node.arg == "strict":
             continue
         if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in SWAPS:
             yield node, "op"

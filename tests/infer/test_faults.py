@@ -147,6 +147,37 @@ def test_a_critic_that_is_not_finite_is_a_step_that_is_not_finite(adata):
     assert all(torch.isfinite(v).all() for v in weights(fcr).values())
 
 
+def noting(adata, **options):
+    from pyro_fcr.infer import Plan
+
+    return Trainer(tiny_fcr(adata)._objective, Plan(1000), **options)
+
+
+def test_an_accelerator_notes_bad_steps_without_being_asked(adata):
+    good, bad = torch.tensor(True), torch.tensor(False)
+    trainer = noting(adata, on_nonfinite="skip")
+    record = trainer._note(bad, {"loss": torch.tensor(torch.nan)})
+    assert record == {"loss": 0, "skipped": 1}
+    assert trainer.failed == 1, "the optimisers pass over this step"
+    assert trainer._note(good, {"loss": torch.tensor(2.0)}) == {"loss": 2, "skipped": 0}
+    assert trainer.failed == 0, "and over no other"
+    for _ in range(9):
+        trainer._note(bad, {})
+    trainer._ask()
+    trainer._note(bad, {})
+    # What comes later does not hide that there were ten in a row.
+    trainer._note(good, {})
+    with pytest.raises(NonFiniteError, match="and 11 steps were skipped"):
+        trainer._ask()
+
+    trainer = noting(adata)
+    trainer._note(bad, {})
+    trainer._note(good, {})
+    assert trainer.failed == 1, "from a bad step on all are passed over"
+    with pytest.raises(NonFiniteError, match=r"not finite \(epoch 1, up to step 0\)"):
+        trainer._ask()
+
+
 def test_gradient_norms_are_in_the_history(adata):
     history = fit(tiny_fcr(adata))
     assert (history["gradient_norm"] > 0).all()

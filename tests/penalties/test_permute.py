@@ -1,12 +1,14 @@
-"""Permutations within groups."""
+"""Permutations within groups, and the groups of several labels together."""
 
 from collections import Counter
 
 import pytest
 import torch
 from scipy.stats import chisquare
+from tiny import labelled
 
 from pyro_fcr.penalties import permute_within
+from pyro_fcr.penalties.base import Label
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,14 @@ def test_every_permutation_is_as_likely():
     counts = Counter(tuple(permute_within(groups).tolist()) for _ in range(6000))
     assert len(counts) == 12
     assert chisquare(list(counts.values())).pvalue > 1e-3
+
+
+def test_groups_of_several_labels_by_hand():
+    # Two levels by three: the first label changes slowest, and what either does not know is -1.
+    joint = Label("both", 6, parts=(Label("a", 2, column=0), Label("b", 3, column=1)))
+    pairs = [[0, 0], [0, 2], [1, 0], [1, 2], [-1, 1], [1, -1]]
+    batch = labelled([0] * 6, [0] * 6).replace(covariates=torch.tensor(pairs))
+    assert joint.of(batch).tolist() == [0, 2, 3, 5, -1, -1]
+    rows = joint.one_hot(batch)
+    assert rows.sum(1).tolist() == [1, 1, 1, 1, 0, 0]
+    assert rows[:4].argmax(1).tolist() == [0, 2, 3, 5]

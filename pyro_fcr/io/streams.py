@@ -72,7 +72,7 @@ def cells_file(
             with h5py.File(partial, "w") as file:
                 yield _matrices(file, obs, genes, shapes, uns or {})
         else:
-            group = import_module("zarr").open_group(str(partial), mode="w")
+            group = import_module("zarr").open_group(str(partial), mode="w", zarr_format=2)
             yield _matrices(group, obs, genes, shapes, uns or {})
 
 

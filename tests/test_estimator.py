@@ -158,7 +158,9 @@ def test_early_stopping_restores_the_best_weights(adata, split):
 
     valid = fcr.cells.subset(split.mask(adata, "valid"))
     trainer = Trainer(fcr._objective, Plan(1))
-    now = trainer.evaluate(MemorySource(valid, batch_size=512, shuffle=False))["loss"]
+    n_train = int(split.mask(adata, "train").sum())
+    source = MemorySource(valid, batch_size=512, shuffle=False)
+    now = trainer.evaluate(source, n_train)["loss"]
     # Patience 2: two evaluations that were no better, and before them the best.
     assert held[-3] < held[-2:].min()
     assert now == pytest.approx(held[-3], rel=1e-6)
@@ -727,3 +729,15 @@ def test_evaluate_sets_the_model_beside_baselines(adata, split):
 def test_blocks_of_more_labels_than_another_are_priced_and_no_others(adata):
     assert tiny_fcr(adata)._objective.priced == {"z_tx"}
     assert pf.VAE(adata, tiny_schema())._objective.priced == frozenset()
+
+
+def test_globals_cost_held_out_cells_what_they_cost_trained_ones() -> None:
+    adata = tiny_adata()
+    split = pf.splits.random(adata, test=0.1, valid=0.1, seed=0)
+    fcr = pf.FCR(adata, tiny_schema(), sizes=SIZES, priors={"z_t": pf.priors.Hierarchical()})
+    fcr.fit(split=split, max_epochs=1, learning_rate=1e-9, progress=False)
+    row = fcr.history.iloc[-1]
+    names = [name for name in row.index if name.startswith("kl.priors.")]
+    assert names
+    for name in names:
+        assert row[f"valid.{name}"] == pytest.approx(row[name], rel=0.05)

@@ -8,6 +8,7 @@ import os
 import time
 from collections import defaultdict
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -308,7 +309,7 @@ class Trainer:
             row = self._epoch(source, bar)
             last = self.step_count >= self.plan.steps
             if valid is not None and (last or self.epoch % validate_every == 0):
-                held_out = self._judge(valid, monitor)
+                held_out = self._judge(valid, source.n_cells, monitor)
                 row |= {f"valid.{name}": value for name, value in held_out.items()}
                 # What is still to come at a milestone must not be stopped short of, nor undone.
                 ahead = any(self.step_count < m <= self.plan.steps for m in self.milestones)
@@ -322,12 +323,12 @@ class Trainer:
         best.restore(self.objective)
 
     def _judge(
-        self, valid: BatchSource, monitor: Callable[[], dict[str, float]] | None
+        self, valid: BatchSource, n_cells: int, monitor: Callable[[], dict[str, float]] | None
     ) -> dict[str, float]:
         # The first process's numbers are everyone's, so that all stop at the same time.
         held_out: dict[str, float] = {}
         if self.ranks.first:
-            held_out = self.evaluate(valid)
+            held_out = self.evaluate(valid, n_cells)
             if monitor:
                 self.objective.eval()
                 held_out |= monitor()
@@ -488,20 +489,29 @@ class Trainer:
         return total, accuracies
 
     @torch.no_grad()
-    def evaluate(self, source: BatchSource) -> dict[str, float]:
-        """Return the terms on held-out batches at full weights, averaged over cells."""
+    def evaluate(self, source: BatchSource, n_cells: int) -> dict[str, float]:
+        """Return the terms on held-out batches at full weights, averaged over cells.
+
+        Parameters
+        ----------
+        source
+            The held-out cells.
+        n_cells
+            How many cells a batch stands for: those of training, so that what globals cost is
+            shared among as many.
+        """
         self.objective.eval()
         totals: dict[str, float] = defaultdict(float)
-        n_cells = 0
+        seen = 0
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             for batch in _on(source.batches(epoch=0, rank=0, world=1), self.device):
-                terms = self.objective(batch)
+                terms = self.objective(replace(batch, n_cells=n_cells))
                 for name, value in {"loss": terms.loss, **terms.sites}.items():
                     totals[name] += float(value) * len(batch)
-                n_cells += len(batch)
+                seen += len(batch)
         self.objective.train()
-        return {name: value / n_cells for name, value in totals.items()}
+        return {name: value / seen for name, value in totals.items()}
 
     def _explain(self, batch: Batch, terms: Terms) -> NonFiniteError:
         bad = [name for name, value in terms.sites.items() if not torch.isfinite(value)]

@@ -120,7 +120,7 @@ def test_no_treatment_and_no_covariates():
         ("A+B", 1.0, "'A\\+B'.*expected 2 numbers joined by '\\+', got 1.0"),
         ("A+B", "1+2+3", "expected 2 numbers"),
         ("A", "10 uM", "expected 1 number, got '10 uM'; write the dose as plain numbers"),
-        ("A", 0.0, "expected positive finite numbers, got 0.0"),
+        ("A", 0.0, "expected positive finite numbers that float32 can hold, got 0.0"),
         ("A", -1.0, "expected positive finite numbers"),
         ("A", np.inf, "expected positive finite numbers"),
         ("A", None, "expected 1 number, got None"),

@@ -12,7 +12,7 @@ not. The screens are one data set each, and their seeds are those of the fit.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,10 @@ from _common import RESULTS, parser, run, table
 
 import pyro_fcr as pf
 from pyro_fcr import evaluate
+from pyro_fcr.analysis import plots
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SIMULATIONS: dict[str, dict[str, Any]] = {
     "paper": {"version": "paper"},
@@ -132,6 +136,21 @@ def job(task: str, seed: int) -> list[dict[str, Any]]:
     return {"norman": norman, "thp1": thp1}[task](seed)
 
 
+def draw_masks(rows: pd.DataFrame, folder: Path) -> Path:
+    """Draw the screen's inclusion probabilities, first seed, the IFN-gamma axis on top."""
+    first = rows[rows["seed"] == rows["seed"].min()]
+    names = first["measure"].str.split(".", n=2, expand=True)
+    wide = first.assign(target=names[1], latent=names[2]).pivot_table(
+        index="target", columns="latent", values="value"
+    )
+    rest = [name for name in STRONG if name not in AXIS]
+    null = [name for name in wide.index if name not in STRONG]
+    latents = sorted(wide, key=lambda name: int(name.rpartition("_")[2]))
+    path = folder / "thp1_masks.png"
+    plots.masks(wide.loc[[*AXIS, *rest, *null], latents], save=path)
+    return path
+
+
 def main() -> None:
     """Run the tasks and print the tables."""
     arguments = parser(__doc__.splitlines()[0], seeds=range(11, 14))
@@ -140,7 +159,10 @@ def main() -> None:
     given = arguments.parse_args()
     todo = [{"task": task, "seed": seed} for seed in given.seeds for task in given.tasks]
     rows = run(job, todo, jobs=given.jobs, out=given.out or RESULTS / "sparse_targets.csv")
-    rows = rows[~rows["measure"].str.startswith("inclusion.")]
+    told = rows["measure"].str.startswith("inclusion.")
+    if told.any():
+        print(draw_masks(rows[told], (given.out or RESULTS / "sparse_targets.csv").parent))
+    rows = rows[~told]
     for task, part in rows.groupby("task", sort=False):
         wide = part.pivot_table(index="seed", columns="measure", values="value", sort=False)
         print(f"\n{task}\n\n{table(pd.concat([wide, wide.mean().to_frame('mean').T]))}")

@@ -142,7 +142,7 @@ def test_no_pickle_anywhere(saved):
 
 def test_what_the_json_says(saved):
     content = json.loads((saved[1] / "model.json").read_text())
-    assert content["format"] == 1
+    assert content["format"] == 2
     assert content["system"] == "FCR"
     assert {"torch", "pyro-ppl", "anndata", "numpy"} <= set(content["versions"])
     assert content["design"]["schema"]["treatment"] == "drug"
@@ -179,6 +179,7 @@ def edited(folder, change):
     ("change", "match"),
     [
         (lambda c: c.update(format=99), r"saved by a newer version.*layout 99"),
+        (lambda c: c.update(format=1), r"saved by an older version.*layout 1.*fit again"),
         (lambda c: c.update(system="Mine"), r"the system 'Mine'.*system="),
         (lambda c: c.pop("design"), "KeyError"),
         (lambda c: c["design"].pop("genes"), "."),

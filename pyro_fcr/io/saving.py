@@ -35,8 +35,8 @@ __all__ = [
     "write_json",
 ]
 
-FORMAT = 1
-"""Version of the folder's layout; a newer one is refused."""
+FORMAT = 2
+"""Version of the folder's layout; another one is refused."""
 
 ROOMS = {
     "decoders": pyro_fcr.decoders,
@@ -181,7 +181,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     LoadError
-        If the file is missing, damaged, or of a newer layout.
+        If the file is missing, damaged, or of another layout.
     """
     try:
         content = json.loads(regular(path).read_text(encoding="utf-8"))
@@ -198,14 +198,15 @@ def read_json(path: Path) -> dict[str, Any]:
                 hint="give the folder that holds model.json",
             )
         ) from None
-    if layout > FORMAT:
+    if layout != FORMAT:
+        newer = layout > FORMAT
         raise LoadError(
             sentence(
-                "the model was saved by a newer version",
+                f"the model was saved by {'a newer' if newer else 'an older'} version",
                 where=str(path),
-                expected=f"layout {FORMAT} or older",
+                expected=f"layout {FORMAT}",
                 got=f"layout {layout}",
-                hint="upgrade pyro-fcr",
+                hint="upgrade pyro-fcr" if newer else "fit again, or load it with that version",
             )
         )
     if not whole:

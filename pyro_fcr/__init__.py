@@ -7,9 +7,9 @@ from pyro_fcr.analysis.stability import stability
 from pyro_fcr.analysis.summary import summary
 from pyro_fcr.data import Design, Schema, Split, splits, top_genes
 from pyro_fcr.decoders import Decoder
-from pyro_fcr.estimator import load
 from pyro_fcr.guides import Guide
 from pyro_fcr.likelihoods import Likelihood
+from pyro_fcr.loading import load
 from pyro_fcr.nn import Block
 from pyro_fcr.penalties import Penalty
 from pyro_fcr.priors import Prior

@@ -28,7 +28,7 @@ GROUND = LEAVES | {"data", "nn", "distributions"}
 PARTS = GROUND | {"decoders", "priors", "likelihoods", "penalties"}
 MODEL = PARTS | {"guides", "model"}
 READS = MODEL | {"infer", "evaluate", "analysis", "io"}
-USES = READS | {"assembly", "fitted", "estimator", "systems", "simulate", "datasets"}
+USES = READS | {"assembly", "fitted", "estimator", "loading", "systems", "simulate", "datasets"}
 ALLOWED: dict[str, frozenset[str]] = {
     "_version": frozenset(),
     "errors": frozenset(),
@@ -51,6 +51,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "assembly": READS,
     "fitted": READS | {"assembly"},
     "estimator": READS | {"assembly", "fitted"},
+    "loading": READS | {"assembly", "fitted", "estimator"},
     "systems": READS | {"assembly", "fitted", "estimator"},
     "simulate": LEAVES,
     "datasets": LEAVES,

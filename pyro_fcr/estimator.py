@@ -6,10 +6,8 @@ import copy
 import dataclasses
 import hashlib
 import inspect
-import itertools
 import math
 from abc import abstractmethod
-from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -26,21 +24,29 @@ from pyro_fcr.data import Cells, Design, Schema, Split, checks, open_data, open_
 from pyro_fcr.errors import DesignError, FCRError, FitError, sentence
 from pyro_fcr.files import together
 from pyro_fcr.fitted import CHUNK, Fitted
-from pyro_fcr.infer import Plan, Settled, Trainer, faults, gauge, processes, resolve_device, sleep
+from pyro_fcr.infer import (
+    Milestones,
+    Plan,
+    Settled,
+    Trainer,
+    faults,
+    processes,
+    resolve_device,
+    sleep,
+)
 from pyro_fcr.infer.runtime import compiled, default_threads, networks_at
 from pyro_fcr.infer.runtime import threads as use_threads
 from pyro_fcr.likelihoods import GeneStatistics, Likelihood, gene_statistics, resolve
-from pyro_fcr.nn import ConditionMap, write_tensors
+from pyro_fcr.nn import write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from anndata import AnnData
     from torch import nn
 
-    from pyro_fcr.data import Batch
     from pyro_fcr.decoders import Decoder
-    from pyro_fcr.model import Conditional, LatentModel
+    from pyro_fcr.model import LatentModel
     from pyro_fcr.penalties import Head
     from pyro_fcr.priors import Prior
 
@@ -363,16 +369,6 @@ class Estimator(Fitted):
                     hint="512 is the default, and 'auto' finds one that fits into memory",
                 )
             )
-        if not align_at >= 0:
-            raise FitError(
-                sentence(
-                    "no time for the gauge",
-                    where="fit(align_at=)",
-                    expected="at least 0, a share of the steps",
-                    got=str(align_at),
-                    hint="more than 1 leaves the gauge as it is found",
-                )
-            )
         train, valid = self.cells, None
         if split is not None:
             train = self.cells.subset(split.mask(self.cells, "train"))
@@ -426,15 +422,8 @@ class Estimator(Fitted):
             names = train.names.tolist()
             before = copy.deepcopy(self._objective.state_dict())
             self._objective.load_state_dict(self._fresh(train, seed=seed)[2].state_dict())
-            conditions, tables = self._conditions(train), self._tables()
-
-            def finish() -> None:
-                for table in tables:
-                    table.complete(conditions.to(self.device))
-                self._settle(train)
-
-            for table in tables:
-                table.zero_unseen(conditions)
+            milestones = self._milestones(train)
+            milestones.begin()
             trainer = Trainer(
                 self._objective,
                 plan,
@@ -463,16 +452,16 @@ class Estimator(Fitted):
                     else validate_every,
                     settle=Settled() if early_stopping else None,
                     monitor=(lambda: self._leakage(valid)) if monitor_leakage and valid else None,
-                    milestones=self._milestones(train, plan),
+                    milestones=milestones.by_step(plan),
                     resume=resume,
                     progress=progress,
                 )
-                finish()
+                milestones.finish()
             except (FCRError, KeyboardInterrupt):
                 # What was trained is to answer.
                 if trainer.rows and not trainer.lost:
                     self._objective.eval()
-                    finish()
+                    milestones.finish()
                 raise
             finally:
                 self._objective.eval()
@@ -536,7 +525,8 @@ class Estimator(Fitted):
         made._objective.to(self.device).eval()
         cells = design.encode(adata, labels="optional")
         new = torch.arange(design.n_treatments) >= self.design.n_treatments
-        made._settle(cells.subset(cells.treatment[:, new.numpy()].any(1)), rows=new)
+        taught = cells.subset(cells.treatment[:, new.numpy()].any(1))
+        made._milestones(taught).settle(rows=new)
         made._cells, made._history, made.settings = cells, history.copy(), dict(self.settings)
         return made
 
@@ -607,87 +597,19 @@ class Estimator(Fitted):
         self.settings["calibrated"] = steps
         return pd.Series(losses, index=pd.RangeIndex(1, steps + 1, name="step"), name="loss")
 
-    def _conditions(self, cells: Cells) -> Batch:
-        _, first = np.unique(self._condition(cells), return_index=True)
-        return cells.batch(first).to(self.device)
-
-    def _tables(self) -> list[ConditionMap]:
-        return [m for m in self._objective.modules() if isinstance(m, ConditionMap)]
+    def _milestones(self, cells: Cells) -> Milestones:
+        return Milestones(
+            self.model,
+            self.guide,
+            self._objective,
+            aligned=self.declaration.aligned,
+            cells=cells,
+            moments=self._moments,
+        )
 
     def _leakage(self, cells: Cells) -> dict[str, float]:
         means = {name: mean for name, (mean, _) in self._moments(cells).items()}
-        return block_leakage(means, self._condition(cells))
-
-    def _condition(self, cells: Cells) -> np.ndarray:
-        return cells.treatment_id * self.design.n_covariate_levels + cells.covariate_id
-
-    def _milestones(self, cells: Cells, plan: Plan) -> dict[int, Callable[[], None]]:
-        """Return what is to be done at which step: axes fixed, globals' posteriors settled."""
-        held = self.model.conditionals()
-        turning = [name for name, one in held.items() if self._has_axes(one)]
-        turned = {block.name for name in turning for block in held[name].blocks}
-        diagonal = [name for name in self.declaration.aligned if name not in turned]
-        settling = any(hasattr(one.prior, "settle") for one in held.values())
-        found: dict[int, list[Callable[[], None]]] = {}
-
-        def at(fraction: float, act: Callable[[], None]) -> None:
-            found.setdefault(max(1, round(fraction * plan.steps)), []).append(act)
-
-        if diagonal:
-            at(plan.align, lambda: self._align(cells, diagonal))
-        if turning and plan.align <= 1:
-            for share in gauge.TURNS:
-                at(share * plan.align, lambda: self._align(cells, turning))
-        if settling:
-            for share in gauge.SETTLED:
-                at(share, lambda: self._settle(cells))
-
-        def reached(step: int) -> None:
-            for act in found[step]:
-                act()
-
-        return {step: partial(reached, step) for step in found}
-
-    def _has_axes(self, one: Conditional) -> bool:
-        # A block is turned onto its own prior's axes; onto those of effects that are added to it
-        # only where its own prior does not mind.
-        own = [self.model.priors[block.name] for block in one.blocks]
-        free = not one.added or (len(own) == 1 and own[0].isotropic)
-        return free and hasattr(one.prior, "axes")
-
-    def _align(self, cells: Cells, names: Collection[str]) -> None:
-        found, condition = self._moments(cells), torch.from_numpy(self._condition(cells))
-        held, blocks = self.model.conditionals(), self.declaration.blocks
-        ends = itertools.accumulate(block.size for block in blocks)
-        columns = {b.name: slice(end - b.size, end) for b, end in zip(blocks, ends, strict=True)}
-        for one in (held[name] for name in names):
-            (block,) = one.blocks
-            gauge.align(
-                block.name,
-                prior=one.prior,
-                encoder=getattr(self.guide, "locals", self.guide),
-                decoder=self.model.decoder,
-                columns=columns[block.name],
-                moments=_evidence(one, found, condition, cells),
-                condition=condition,
-                batch=cells.batch,
-                device=self.device,
-            )
-
-    def _settle(self, cells: Cells, **options: Any) -> None:
-        held = self.model.conditionals().values()
-        settling = [one for one in held if hasattr(one.prior, "settle")]
-        if not settling:
-            return
-        found, condition = self._moments(cells), torch.from_numpy(self._condition(cells))
-        for one in settling:
-            gauge.settle(
-                one.prior,
-                moments=_evidence(one, found, condition, cells),
-                condition=condition,
-                batch=cells.batch,
-                **options,
-            )
+        return block_leakage(means, cells.condition_id)
 
     # ---- saving ----------------------------------------------------------------------------
 
@@ -768,20 +690,6 @@ def default_weight_decay(n_cells: int) -> float:
         Number of training cells.
     """
     return min(3.0, 2500.0 / n_cells)
-
-
-def _evidence(
-    one: Conditional,
-    found: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    condition: torch.Tensor,
-    cells: Cells,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return posterior means and variances (N, d) of the latents that a prior is about."""
-    both = zip(*(found[block.name] for block in one.blocks), strict=True)
-    mean, sd = (torch.from_numpy(np.concatenate(parts, axis=1)) for parts in both)
-    if one.added:
-        mean = mean + gauge.carried(one.prior, condition, cells.batch)
-    return mean, sd.square()
 
 
 def _keyword_only(function: Callable[..., Any]) -> list[str]:

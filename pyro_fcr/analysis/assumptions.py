@@ -107,7 +107,7 @@ def doubts(
                     "block that is too small"
                 )
     centre, spread = (torch.from_numpy(a[known]) for a in moments[block][:2])
-    condition = torch.from_numpy(treatment * cells.design.n_covariate_levels + covariate)
+    condition = torch.from_numpy(cells.condition_id[known])
     _, size, _, covariance = condition_moments(centre, spread, condition)
     if centre.shape[1] > 1 and len(size) >= FEWEST:
         shared = common_correlation(covariance.numpy(), size.numpy())

@@ -268,10 +268,8 @@ def _separation(fitted: Diagnosed, cells: Cells, seed: int) -> Iterator[Finding]
     known = (cells.treatment_id >= 0) & (cells.covariate_id >= 0)
     cells = cells.subset(known)
     means = _means(fitted, cells)
-    condition = cells.treatment_id * fitted.design.n_covariate_levels + cells.covariate_id
-    worst, share = max(
-        block_leakage(means, condition).items(), key=lambda item: item[1], default=("", 0.0)
-    )
+    told = block_leakage(means, cells.condition_id).items()
+    worst, share = max(told, key=lambda item: item[1], default=("", 0.0))
     if worst:
         source, target = worst.removeprefix("leakage.").split(".")
         words = f"within conditions at most {share:.2f} of a block is told by another"

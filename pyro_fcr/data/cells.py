@@ -94,6 +94,11 @@ class Cells:
         """Shape (N,), float32: summed dose; 0 for control cells."""
         return self.treatment_rows.sum(axis=1)[self.treatment_row]
 
+    @property
+    def condition_id(self) -> NDArray[np.int64]:
+        """Shape (N,): code of each cell's pair of treatment group and joint covariate."""
+        return self.treatment_id * self.design.n_covariate_levels + self.covariate_id
+
     def batch(
         self, rows: Any = slice(None), *, n_cells: int | None = None, counts: Any = None
     ) -> Batch:

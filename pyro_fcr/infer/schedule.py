@@ -55,7 +55,7 @@ class Plan:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a plan without steps."""
+        """Refuse a plan without steps, and a time before the first."""
         if self.steps < 1:
             raise FitError(
                 sentence(
@@ -64,6 +64,16 @@ class Plan:
                     expected="at least one step",
                     got=f"{self.steps}",
                     hint="raise max_epochs",
+                )
+            )
+        if not self.align >= 0:
+            raise FitError(
+                sentence(
+                    "no time for the gauge",
+                    where="fit(align_at=)",
+                    expected="at least 0, a share of the steps",
+                    got=str(self.align),
+                    hint="more than 1 leaves the gauge as it is found",
                 )
             )
 

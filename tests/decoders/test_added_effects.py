@@ -74,7 +74,7 @@ def test_they_settle_on_the_latents_they_are_added_to():
     """The optimum is a spike and slab of z + effect, as for a prior of the block itself."""
     model = sparse()
     cells, decoder = model.cells, model.model.decoder
-    condition = torch.from_numpy(model._condition(cells))
+    condition = torch.from_numpy(cells.condition_id)
     mean, sd = (torch.from_numpy(part) for part in model._moments(cells)["z"])
     dose = torch.from_numpy(cells.treatment) / decoder.effects.dose_unit
     on = torch.sigmoid(decoder.effects.mask_logits) * 5.0 * decoder.effects.shift_loc
@@ -82,7 +82,7 @@ def test_they_settle_on_the_latents_they_are_added_to():
     alone = SparseShift()
     alone.bind(Block("effects", 3, frozenset({"treatment"})), model.design)
     gauge.settle(alone, moments=(total, sd**2), condition=condition, batch=cells.batch)
-    model._settle(cells)
+    model._milestones(cells).settle()
     torch.testing.assert_close(decoder.effects.mask_logits, alone.mask_logits)
     torch.testing.assert_close(decoder.effects.shift_loc, alone.shift_loc)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from pyro_fcr.analysis.draws import seeded
 from pyro_fcr.decoders import Decoder, NetworkDecoder
-from pyro_fcr.errors import SlotError, sentence
+from pyro_fcr.errors import NothingToTell, SlotError, sentence
 from pyro_fcr.guides import Composed, Guide, check_coverage
 from pyro_fcr.infer import Objective, Weighted
 from pyro_fcr.infer.slots import check_decoded, check_distribution, check_priors, check_terms
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from pyro_fcr.nn import Block
 
 __all__ = ["Declaration", "Recipe", "assemble"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -270,9 +273,20 @@ def _bound_terms(
                     hint="give a penalty of your own as (penalty, weight)",
                 )
             )
-    active = {n: Weighted(copy.deepcopy(w.part), w.weight) for n, w in terms.items() if w.weight}
-    for part, _ in active.values():
-        part.bind(declaration.blocks, design)
+    active = {}
+    for name, (part, weight) in terms.items():
+        if not weight:
+            continue
+        part = copy.deepcopy(part)
+        try:
+            part.bind(declaration.blocks, design)
+        except NothingToTell as error:
+            # Asked for by the user it is refused; the system's own has nothing to do.
+            if name in recipe.penalties:
+                raise
+            log.info("%s is left out: %s", name, error)
+            continue
+        active[name] = Weighted(part, weight)
     return (
         {name: term for name, term in active.items() if isinstance(term.part, Penalty)},
         {name: term for name, term in active.items() if isinstance(term.part, Head)},

@@ -14,6 +14,7 @@ __all__ = [
     "LoadError",
     "NonFiniteError",
     "NotFittedError",
+    "NothingToTell",
     "SchemaError",
     "SlotError",
     "WriteError",
@@ -68,6 +69,10 @@ class DesignError(FCRError):
 
 class SlotError(FCRError):
     """A prior, likelihood, guide or penalty does not honour its contract."""
+
+
+class NothingToTell(SlotError):
+    """A penalty or head reads a label of which all cells have the same."""
 
 
 class FitError(FCRError):

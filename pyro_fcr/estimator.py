@@ -467,8 +467,10 @@ class Estimator(Fitted):
                 self._objective.eval()
                 if trainer.rows:
                     self._history, self._split = trainer.history, split
-                    told = {"seed": seed, "batch_size": batch_size, "steps": steps,
+                    told: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "steps": steps,
                             "threads": number}  # fmt: skip
+                    if unseen := self.design.unseen(train):
+                        told["unseen"] = unseen
                     self.settings = {**told, **_told(plan)}
                 elif not trainer.lost:
                     # Nothing was trained: what was there before is still there.

@@ -294,6 +294,16 @@ class Design(Interventions):
                         hint="leave it out of the schema, it tells the model nothing",
                     )
                 )
+        if len(self.batches) == 1 and self.schema.batch not in self.covariates:
+            checks.warn(
+                sentence(
+                    f"batch {self.schema.batch!r} is constant",
+                    where="adata.obs",
+                    expected="at least two levels",
+                    got=f"{self.batches[0]!r} in every cell",
+                    hint="leave it out of the schema, it tells the model nothing",
+                )
+            )
         # Doses are pooled: with a continuous dose every cell would be its own condition.
         pooled: Counter[tuple[str, int]] = Counter()
         for group, joint, n_cells in self.condition_counts:
@@ -471,10 +481,55 @@ class Design(Interventions):
         cells
             Cells of this design.
         """
-        had = {part for key in self.treatment_keys for part, _ in key}
-        used = np.unique(cells.treatment_row)
-        columns = np.flatnonzero((cells.treatment_rows[used] != 0).any(axis=0))
-        return [self.treatments[t] for t in columns if self.treatments[t] not in had]
+        had = self._with_cells()
+        column = self.schema.treatment
+        return [] if column is None else sorted(self.levels_of(cells)[column] - had)
+
+    def levels_of(self, cells: Cells) -> dict[str, set[str]]:
+        """Return the treatments without the control, the covariates and batches that cells have.
+
+        Parameters
+        ----------
+        cells
+            Cells of this design.
+
+        Returns
+        -------
+        dict
+            By column; of a combination its parts.
+        """
+        codes = dict(zip(self.covariates, cells.covariates.T, strict=True))
+        known = dict(self.covariates)
+        if self.schema.batch is not None:
+            codes[self.schema.batch], known[self.schema.batch] = cells.batch_id, self.batches
+        found = {
+            name: {known[name][k] for k in np.unique(code) if k >= 0}
+            for name, code in codes.items()
+        }
+        if self.schema.treatment is not None:
+            rows = cells.treatment_rows[np.unique(cells.treatment_row)]
+            has = (rows != 0).any(axis=0)
+            found[self.schema.treatment] = {self.treatments[t] for t in np.flatnonzero(has)}
+        return found
+
+    def unseen(self, cells: Cells) -> dict[str, list[str]]:
+        """Return the levels that cells of this design have, but none of these, by column.
+
+        Parameters
+        ----------
+        cells
+            Cells of this design, those that a model is trained on.
+        """
+        known = {name: set(levels) for name, levels in self.covariates.items()}
+        if self.schema.batch is not None:
+            known[self.schema.batch] = set(self.batches)
+        if self.schema.treatment is not None:
+            known[self.schema.treatment] = self._with_cells()
+        has = self.levels_of(cells)
+        return {name: sorted(some - has[name]) for name, some in known.items() if some - has[name]}
+
+    def _with_cells(self) -> set[str]:
+        return {part for key in self.treatment_keys for part, _ in key}
 
 
 def _moments(values: NDArray[np.float64], name: str) -> tuple[float, float]:

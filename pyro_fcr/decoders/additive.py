@@ -120,6 +120,10 @@ class AdditiveDecoder(Decoder):
         """Map latents (..., B, d) to (..., B, channels · G)."""
         return self.network(z + self.shift(batch), batch)
 
+    def zero_unseen(self, batch: Batch) -> None:
+        """Zero what the network would read of labels that no training cell has."""
+        self.network.zero_unseen(batch)
+
     @torch.no_grad()
     def turn(self, columns: slice, inverse: Tensor) -> None:
         """Read latents z' = A z in some columns as before: ``inverse`` is A⁻¹."""

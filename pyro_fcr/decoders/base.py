@@ -55,6 +55,15 @@ class Decoder(Part):
             Whether the technical batch is to enter as well.
         """
 
+    def zero_unseen(self, batch: Batch) -> None:
+        """Before training, forget what no training cell informs; nothing by default.
+
+        Parameters
+        ----------
+        batch
+            Cells with every label that the training cells have.
+        """
+
     @abstractmethod
     def forward(self, z: Tensor, batch: Batch) -> Tensor:
         """Map latents (..., B, d) of B cells to (..., B, channels · G)."""

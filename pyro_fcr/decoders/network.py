@@ -71,6 +71,12 @@ class NetworkDecoder(Decoder):
     @torch.no_grad()
     def turn(self, columns: slice, inverse: Tensor) -> None:
         """Read latents z' = A z in some columns as before: ``inverse`` is A⁻¹."""
-        first = next(m for m in self.network.modules() if isinstance(m, nn.Linear))
-        for layer in (self.linear, first):
-            layer.weight[:, columns] = layer.weight[:, columns] @ inverse
+        self.linear.weight[:, columns] = self.linear.weight[:, columns] @ inverse
+        self.network.turn(columns, inverse)
+
+    @torch.no_grad()
+    def zero_unseen(self, batch: Batch) -> None:
+        """Zero what labels that no training cell has would add."""
+        unseen = self.code.unseen(batch)
+        for layer in (self.linear, self.network.first):
+            layer.weight[:, layer.in_features - self.code.size :].masked_fill_(unseen, 0.0)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from pyro_fcr.analysis.draws import moments, seeded
-from pyro_fcr.data import open_data, open_source
+from pyro_fcr.data import checks, open_data, open_source
 from pyro_fcr.errors import DesignError, NotFittedError, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -127,9 +127,12 @@ class Core(ABC):
                     hint="add the column, or set it with do=",
                 )
             )
+        self._tell_untrained(cells, [c for c in needed if c != schema.treatment], reader)
 
     def _require_known(self, cells: Cells, blind: Sequence[str]) -> None:
-        # A table's row that was never trained would answer like the control.
+        # A table's row that was never trained answers like the control.
+        if blind:
+            self._tell_untrained(cells, [self.design.schema.treatment], blind[0])
         if blind and (new := self.design.without_cells(cells)):
             raise DesignError(
                 sentence(
@@ -141,6 +144,23 @@ class Core(ABC):
                     "treatment, and encoders and decoder without labels",
                 )
             )
+
+    def _tell_untrained(self, cells: Cells, columns: Iterable[str | None], reader: str) -> None:
+        untrained = self.settings.get("unseen", {})
+        if not untrained:
+            return
+        has = self.design.levels_of(cells)
+        for column in untrained.keys() & set(columns):
+            if some := [level for level in untrained[column] if level in has[column]]:
+                checks.warn(
+                    sentence(
+                        f"no training cell had {column} {some[0]!r}",
+                        where=reader,
+                        expected="labels of training cells",
+                        got=f"{len(some)} that the split left out",
+                        hint="it counts as having no effect of its own; train with cells of it",
+                    )
+                )
 
     @property
     def history(self) -> pd.DataFrame:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pyro_fcr.data import Batch
 
@@ -138,6 +138,7 @@ def align(
     condition: Tensor,
     batch: Callable[[Tensor], Batch],
     device: torch.device,
+    readers: Iterable[Any] = (),
 ) -> bool:
     """Turn a block onto the axes its prior can tell apart, in encoder, decoder and prior alike.
 
@@ -163,6 +164,8 @@ def align(
         Gives the cells at some positions as a batch: one cell stands for its condition.
     device
         Where the parts live. The axes are found on the CPU, in float64.
+    readers
+        Penalties and heads; ``turn(name, inverse)`` of each is called.
 
     Returns
     -------
@@ -188,6 +191,8 @@ def align(
         return False
     encoder.turn(name, matrix.float().to(device), moments[1].mean(0).float().to(device))
     decoder.turn(columns, inverse.float().to(device))
+    for reader in readers:
+        reader.turn(name, inverse.float().to(device))
     if hasattr(prior, "settle"):
         turned = moments[0].double() @ matrix.T, moments[1].double() @ matrix.square().T
         settle(prior, moments=turned, condition=condition, batch=batch, dense=True)

@@ -52,16 +52,20 @@ class Milestones:
         moments: Callable[[Cells], Moments],
     ) -> None:
         self.model, self.guide, self.aligned = model, guide, aligned
+        self.readers = objective.parts
         self.cells, self.moments = cells, moments
         self.condition = torch.from_numpy(cells.condition_id)
         self.tables = [m for m in objective.modules() if isinstance(m, ConditionMap)]
-        _, first = np.unique(cells.condition_id, return_index=True)
+        # A cell of each, and of each batch.
+        kinds = np.stack([cells.condition_id, cells.batch_id])
+        _, first = np.unique(kinds, axis=1, return_index=True)
         self.conditions = cells.batch(first)
 
     def begin(self) -> None:
         """Before the first step, forget what no training condition informs."""
-        for table in self.tables:
-            table.zero_unseen(self.conditions)
+        conditions = self.conditions.to(self._device)
+        for part in (*self.tables, self.model.decoder):
+            part.zero_unseen(conditions)
 
     def by_step(self, plan: Plan) -> dict[int, Callable[[], None]]:
         """Return what is to be done once so many steps are."""
@@ -116,6 +120,7 @@ class Milestones:
                 condition=self.condition,
                 batch=self.cells.batch,
                 device=self._device,
+                readers=self.readers,
             )
 
     def settle(self, **options: Any) -> None:

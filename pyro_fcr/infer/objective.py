@@ -256,6 +256,11 @@ class Objective(nn.Module):
         return dict(zip(self.model.weights, self.model.parts, strict=True))
 
     @property
+    def parts(self) -> list[Any]:
+        """The penalties and heads."""
+        return [*self.guide.parts, *self.model.parts]
+
+    @property
     def weights(self) -> dict[str, float]:
         """The weight of every penalty and head, in nats per cell."""
         return {**self.guide.weights, **self.model.weights}

@@ -66,8 +66,7 @@ class ConditionMap(nn.Module, ABC):
         Parameters
         ----------
         batch
-            All training conditions, a cell of each at least; of its fields only ``treatment``
-            and ``covariates`` are read.
+            All training conditions, a cell of each at least, and of each batch.
         """
 
     def complete(self, batch: Batch) -> None:
@@ -195,6 +194,9 @@ class ConditionTable(ConditionMap):
     @torch.no_grad()
     def zero_unseen(self, batch: Batch) -> None:
         """Zero the main effects that no training condition informs."""
+        if "batch" in self.parents:
+            seen = F.one_hot(batch.batch, self.n_batches).any(0)
+            self.batch.mul_(seen[:, None])
         if "treatment" in self.parents:
             seen = (batch.treatment != 0).any(0)
             self.treatment.mul_(seen[:, None])

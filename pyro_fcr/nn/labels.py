@@ -146,6 +146,13 @@ class LabelCode(nn.Module):
         )
         self.register_buffer("dose_unit", torch.tensor(design.dose_unit), persistent=False)
 
+    def unseen(self, batch: Batch) -> Tensor:
+        """Return which labels' columns none of a batch's cells has; shape (``size``,), bool."""
+        unseen = (self(batch) == 0).all(0)
+        end = self.size - self.n_batches * ("batch" in self.roles)
+        unseen[end - len(self.numbers) : end] = False
+        return unseen
+
     def forward(self, batch: Batch) -> Tensor:
         """Return the code of each cell's labels; shape (B, ``size``)."""
         codes = [batch.counts.new_zeros(len(batch), 0)]

@@ -145,6 +145,12 @@ class ConditionMLP(ConditionMap):
         out = self.intercept.expand(len(batch), -1)
         return out + self.network(self.code(batch)) if self.code.size else out
 
+    @torch.no_grad()
+    def zero_unseen(self, batch: Batch) -> None:
+        """Zero what the network would read of labels that no training condition has."""
+        if self.code.size:
+            self.network.first.weight.masked_fill_(self.code.unseen(batch), 0.0)
+
 
 class FeatureTable(ConditionMap):
     r"""A table whose treatment rows are functions of the treatments' features.

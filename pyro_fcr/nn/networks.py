@@ -50,6 +50,17 @@ class MLP(nn.Module):
         """Map (..., n_in) to (..., n_out)."""
         return self.last(self.layers(x))
 
+    @property
+    def first(self) -> nn.Linear:
+        """The layer that reads the input."""
+        return next(m for m in self.modules() if isinstance(m, nn.Linear))
+
+    @torch.no_grad()
+    def turn(self, columns: slice, inverse: Tensor) -> None:
+        """Read inputs x' = A x in some columns as x was read: ``inverse`` is A⁻¹."""
+        weight = self.first.weight
+        weight[:, columns] = weight[:, columns] @ inverse
+
 
 class ParallelMLP(nn.Module):
     """K independent MLPs over the same input, evaluated together.

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.nn import MLP
-from pyro_fcr.penalties.base import Penalty, find_block, find_label
+from pyro_fcr.penalties.base import Penalty, find_block, find_label, find_told, turn_reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,26 +76,15 @@ class Adversary(Penalty):
     def bind(self, blocks: Sequence[Block], design: Design) -> None:
         """Make the classifier for the block's size and the groups."""
         where = type(self).__name__
-        size = find_block(self.block, blocks, where=where).size
-        self._label = find_label(self.label, design, where=where)
+        self._read = (find_block(self.block, blocks, where=where),)
+        self._label = find_told(self.label, design, where=where)
         self._given = find_label(self.given, design, where=where)
-        if self._label.n_groups < 2:
-            raise SlotError(
-                sentence(
-                    f"'{self.label}' has nothing to tell",
-                    where=where,
-                    expected="a label with two groups or more",
-                    got=str(self._label.n_groups),
-                    hint="leave the adversary out",
-                )
-            )
-        size += self._given.n_groups
+        size = self._read[0].size + self._given.n_groups
         self.classifier = MLP(size, self._label.n_groups, hidden=(self.width,) * self.depth)
 
-    @staticmethod
-    def can_read(label: str | Sequence[str], design: Design) -> bool:
-        """Return whether a design has groups of a label to tell apart."""
-        return find_label(label, design, where="Adversary").n_groups > 1
+    def turn(self, name: str, inverse: Tensor) -> None:
+        """Let the classifier follow."""
+        turn_reader(self.classifier, self._read, name, inverse)
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the classifier's mean cross-entropy over cells whose label is known, in nats."""

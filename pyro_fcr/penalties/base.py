@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from pyro_fcr.errors import SlotError, sentence
+from pyro_fcr.errors import NothingToTell, SlotError, sentence
 from pyro_fcr.nn import Part
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
     from pyro_fcr.data import Batch, Design
-    from pyro_fcr.nn import Block
+    from pyro_fcr.nn import MLP, Block
 
 __all__ = [
     "Adversarial",
@@ -26,6 +26,7 @@ __all__ = [
     "Penalty",
     "find_block",
     "find_label",
+    "find_told",
     "permutation",
     "permute_within",
 ]
@@ -56,6 +57,17 @@ class Penalty(Part):
             batch shape (B,) and event shape (d,), and ``joint``, that of all blocks.
         batch
             B cells, for their labels.
+        """
+
+    def turn(self, name: str, inverse: Tensor) -> None:
+        """Read a block z' = A z as z was read; nothing by default.
+
+        Parameters
+        ----------
+        name
+            The block.
+        inverse
+            A⁻¹, shape (d, d).
         """
 
 
@@ -154,6 +166,28 @@ def find_label(name: str | Sequence[str], design: Design, *, where: str) -> Labe
     )
 
 
+def find_told(name: str | Sequence[str], design: Design, *, where: str) -> Label:
+    """Return a label that has groups to be told apart; as :func:`find_label`.
+
+    Raises
+    ------
+    NothingToTell
+        If all cells are of one group.
+    """
+    label = find_label(name, design, where=where)
+    if label.n_groups < 2:
+        raise NothingToTell(
+            sentence(
+                f"'{label.name}' has nothing to tell",
+                where=where,
+                expected="a label with two groups or more",
+                got=f"{label.n_groups}",
+                hint="leave the penalty or head out",
+            )
+        )
+    return label
+
+
 def permutation(n: int, device: torch.device) -> Tensor:
     """Return 0 to n - 1 in random order; shape (n,), int64."""
     # randperm may go by way of the host, which a recorded step cannot.
@@ -180,6 +214,25 @@ def permute_within(groups: Tensor) -> Tensor:
     found = torch.empty_like(by_group)
     found[by_group] = by_group_shuffled
     return found
+
+
+def turn_reader(network: MLP, read: Iterable[Block], name: str, inverse: Tensor) -> None:
+    """Let a network that reads blocks follow the turn of one of them.
+
+    Parameters
+    ----------
+    network
+        What reads them, side by side and before all else.
+    read
+        The blocks, in the order in which they are read.
+    name, inverse
+        As for :meth:`Penalty.turn`.
+    """
+    start = 0
+    for block in read:
+        if block.name == name:
+            network.turn(slice(start, start + block.size), inverse)
+        start += block.size
 
 
 def find_block(name: str, blocks: Sequence[Block], *, where: str) -> Block:

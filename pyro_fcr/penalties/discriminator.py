@@ -8,7 +8,14 @@ import torch
 from torch.nn import functional as F
 
 from pyro_fcr.nn import MLP
-from pyro_fcr.penalties.base import Adversarial, find_block, find_label, permute_within
+from pyro_fcr.penalties.base import (
+    Adversarial,
+    find_block,
+    find_label,
+    find_told,
+    permute_within,
+    turn_reader,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,13 +63,19 @@ class PermutationDiscriminator(Adversarial):
         where = type(self).__name__
         self._given = find_label(self.given, design, where=where)
         left = find_block(self.left, blocks, where=where)
+        self._read: tuple[Block, ...] = (left,)
         if self.right in [block.name for block in blocks]:
-            self._label, n_right = None, find_block(self.right, blocks, where=where).size
+            right = find_block(self.right, blocks, where=where)
+            self._label, n_right, self._read = None, right.size, (left, right)
         else:
-            self._label = find_label(self.right, design, where=where)
+            self._label = find_told(self.right, design, where=where)
             n_right = self._label.n_groups
         n_in = left.size + n_right + self._given.n_groups
         self.critic = MLP(n_in, 1, hidden=(self.width,) * self.depth)
+
+    def turn(self, name: str, inverse: Tensor) -> None:
+        """Let the critic follow."""
+        turn_reader(self.critic, self._read, name, inverse)
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the estimated conditional mutual information, in nats."""

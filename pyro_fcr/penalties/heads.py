@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_fcr.nn import MLP, Part
-from pyro_fcr.penalties.base import find_block, find_label
+from pyro_fcr.penalties.base import find_block, find_told, turn_reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +39,9 @@ class Head(Part):
     def bind(self, blocks: Sequence[Block], design: Design) -> None:
         """Size the head; nothing by default."""
 
+    def turn(self, name: str, inverse: Tensor) -> None:
+        """Read a block z' = A z as z was read: ``inverse`` is A⁻¹; nothing by default."""
+
     @abstractmethod
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Reading:
         """Return what is observed for B cells; every tensor has shape (B,)."""
@@ -64,10 +67,14 @@ class CovariateHead(Head):
     def bind(self, blocks: Sequence[Block], design: Design) -> None:
         """Make the classifier."""
         where = type(self).__name__
-        size = find_block(self.block, blocks, where=where).size
-        self._label = find_label(self.label, design, where=where)
+        self._read = (find_block(self.block, blocks, where=where),)
+        self._label = find_told(self.label, design, where=where)
         self.levels = self._label.levels
-        self.classifier = MLP(size, self._label.n_groups, hidden=(64,))
+        self.classifier = MLP(self._read[0].size, self._label.n_groups, hidden=(64,))
+
+    def turn(self, name: str, inverse: Tensor) -> None:
+        """Let the classifier follow."""
+        turn_reader(self.classifier, self._read, name, inverse)
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Reading:
         """Return the label's distribution, its value and the cells whose group is known."""
@@ -95,8 +102,14 @@ class TreatmentHead(Head):
     def bind(self, blocks: Sequence[Block], design: Design) -> None:
         """Make the classifier."""
         where = type(self).__name__
-        size = sum(find_block(name, blocks, where=where).size for name in self.blocks)
-        self.classifier = MLP(size, design.n_treatment_levels, hidden=(64,))
+        self._read = tuple(find_block(name, blocks, where=where) for name in self.blocks)
+        size = sum(block.size for block in self._read)
+        n_groups = find_told("treatment", design, where=where).n_groups
+        self.classifier = MLP(size, n_groups, hidden=(64,))
+
+    def turn(self, name: str, inverse: Tensor) -> None:
+        """Let the classifier follow: it reads a difference, which turns as the latents do."""
+        turn_reader(self.classifier, self._read, name, inverse)
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Reading:
         """Return the treatment's distribution, its value and the cells that have a match."""

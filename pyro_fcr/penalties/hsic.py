@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from pyro_fcr.penalties.base import Penalty, find_block, find_label
+from pyro_fcr.penalties.base import Penalty, find_block, find_label, find_told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,7 +75,7 @@ class ConditionalHSIC(Penalty):
         """Learn the numbers of groups."""
         where = type(self).__name__
         find_block(self.block, blocks, where=where)
-        self._label = find_label(self.label, design, where=where)
+        self._label = find_told(self.label, design, where=where)
         self._given = find_label(self.given, design, where=where)
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Tensor:

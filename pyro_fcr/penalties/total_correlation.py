@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pyro_fcr.errors import SlotError, sentence
 from pyro_fcr.nn import MLP
-from pyro_fcr.penalties.base import Adversarial, Penalty, find_block, permutation
+from pyro_fcr.penalties.base import Adversarial, Penalty, find_block, permutation, turn_reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -161,8 +161,13 @@ class DensityRatioTC(Adversarial):
         """Make the critic."""
         where = type(self).__name__
         self._names = _names(self.blocks, self.between, blocks, where=where)
-        size = sum(find_block(name, blocks, where=where).size for name in self._names)
+        self._read = tuple(find_block(name, blocks, where=where) for name in self._names)
+        size = sum(block.size for block in self._read)
         self.critic = MLP(size, 1, hidden=(self.width,) * self.depth)
+
+    def turn(self, name: str, inverse: Tensor) -> None:
+        """Let the critic follow."""
+        turn_reader(self.critic, self._read, name, inverse)
 
     def forward(self, z: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the estimated total correlation, in nats; a scalar."""

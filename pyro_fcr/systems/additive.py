@@ -46,9 +46,7 @@ class CPA(Estimator):
         labels = chosen_labels(design, parents, system=cls.__name__)
         block = Block("z_basal", sizes.get("z_basal", SIZE))
         terms = {
-            f"z_basal_vs_{label}": Weighted(Adversary("z_basal", label), 1.0)
-            for label in labels
-            if Adversary.can_read(label, design)
+            f"z_basal_vs_{label}": Weighted(Adversary("z_basal", label), 1.0) for label in labels
         }
         decoder = AdditiveDecoder(labels)
         return Declaration((block,), {"z_basal": Standard()}, terms, decoder=decoder)

@@ -142,6 +142,13 @@ def unseen_batch() -> Any:
     return model.latents(adata)
 
 
+def left_out() -> Any:
+    adata = plain()
+    model = tiny_fcr(adata, **GUIDE)
+    fit(model, max_epochs=1, split=pf.splits.hold_out(adata, {"drug": "B"}, valid=0))
+    return model.counterfactual(adata, do={"treatment": "B"}, draws=2)
+
+
 # What the user does, what he then calls, whether he is warned (the model is made all the same).
 MISTAKES: dict[str, tuple[Callable[[], Any], bool]] = {
     "counts scaled to fractions": (changed(value(2.5)), False),
@@ -158,6 +165,12 @@ MISTAKES: dict[str, tuple[Callable[[], Any], bool]] = {
     "an empty gene": (changed(empty_gene), True),
     "one treatment alone": (changed(lambda a: a[(a.obs["drug"] == "ctrl").to_numpy()]), False),
     "one level of a covariate": (changed(lambda a: a[(a.obs["type"] == "u").to_numpy()]), True),
+    "one level of the batch": (changed(column("lane", "l0"), batch="lane"), True),
+    "a penalty on a label of one level": (
+        lambda: tiny_fcr(
+            plain(), penalties={"own": (pf.penalties.Adversary("z_x", "batch"), 1.0)}
+        ), False,
+    ),
     "the control is not there": (changed(lambda a: None, control="DMSO"), False),
     "the control is misspelt": (changed(lambda a: None, control="Ctrl"), False),
     "a column that is not there": (changed(lambda a: None, covariates=["typ"]), False),
@@ -192,6 +205,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], bool]] = {
         later(lambda a: None, "counterfactual", do={"treatment": "C"}), False,
     ),
     "a batch that training never saw, where the decoder reads it": (unseen_batch, False),
+    "an intervention that the split left out of training": (left_out, True),
     "an intervention on nothing that is known": (
         later(lambda a: None, "counterfactual", do={"medicine": "A"}), False,
     ),

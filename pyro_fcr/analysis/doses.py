@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from pyro_fcr.analysis.effects import Intervened
+    from pyro_fcr.analysis.changes import Intervened
     from pyro_fcr.data import Cells
 
 __all__ = ["dose_response"]

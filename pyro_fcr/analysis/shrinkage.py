@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.floating[Any]]
 
-__all__ = ["SCALES", "mixture_weights", "shrink", "shrink_effects"]
+__all__ = ["SCALES", "mixture_weights", "posterior_moments", "shrink", "shrink_effects"]
 
 SCALES = np.geomspace(0.1, 6.0, 12)
 """Standard deviations of the populations that effects may come from, in log2 units.
@@ -27,7 +27,12 @@ POOLED = 100.0
 
 
 def mixture_weights(
-    mean: Floats, sd: Floats, *, start: Floats | None = None, held: float = 0.0
+    mean: Floats,
+    sd: Floats,
+    *,
+    start: Floats | None = None,
+    held: float = 0.0,
+    scales: Floats = SCALES,
 ) -> NDArray[np.float64]:
     r"""Estimate which share of effects comes from which population.
 
@@ -43,21 +48,42 @@ def mixture_weights(
         Weights to start from, and to be drawn to.
     held
         How many effects' worth of weight ``start`` has.
+    scales
+        Standard deviations of the populations, shape (K,).
 
     Returns
     -------
     numpy.ndarray
-        Weights of :data:`SCALES`, shape (K,).
+        Weights of the populations, shape (K,).
     """
-    odds = np.exp(_log_density(mean, sd))
+    odds = np.exp(_log_density(mean, sd, scales))
     odds /= odds.max(1, keepdims=True)
-    start = np.full(len(SCALES), 1 / len(SCALES)) if start is None else start
+    start = np.full(len(scales), 1 / len(scales)) if start is None else start
     weights = start
     for _ in range(ROUNDS):
         share = odds * weights
         share /= share.sum(1, keepdims=True)
         weights = (share.sum(0) + held * start) / (len(mean) + held)
     return np.asarray(weights, np.float64)
+
+
+def posterior_moments(
+    mean: Floats, sd: Floats, weights: Floats, *, scales: Floats = SCALES
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the posterior mean of each effect, and of its square, shapes (N,).
+
+    Parameters
+    ----------
+    mean, sd
+        Estimates and their standard errors, shape (N,).
+    weights, scales
+        Shares of the populations and their standard deviations, shape (K,).
+    """
+    odds = _odds(mean, sd, weights, scales)
+    gain = _gain(sd, scales)
+    centre = gain * np.asarray(mean, np.float64)[:, None]
+    square = centre**2 + gain * np.asarray(sd, np.float64)[:, None] ** 2
+    return (odds * centre).sum(1), (odds * square).sum(1)
 
 
 def shrink(draws: Floats, weights: Floats, rng: np.random.Generator) -> Floats:
@@ -78,15 +104,12 @@ def shrink(draws: Floats, weights: Floats, rng: np.random.Generator) -> Floats:
     """
     mean = draws.mean(0)
     sd = _spread(draws)
-    odds = np.log(np.maximum(weights, 1e-300)) + _log_density(mean, sd)
-    odds = np.exp(odds - odds.max(1, keepdims=True))
-    edges = np.cumsum(odds / odds.sum(1, keepdims=True), axis=1)
+    edges = np.cumsum(_odds(mean, sd, weights, SCALES), axis=1)
     uniform = rng.random(draws.shape)
     chosen = np.zeros(draws.shape, np.int8)
     for edge in edges.T[:-1]:
         chosen += uniform > edge
-    gain = SCALES**2 / (SCALES**2 + sd[:, None] ** 2)
-    picked = gain[np.arange(len(sd)), chosen]
+    picked = _gain(sd, SCALES)[np.arange(len(sd)), chosen]
     return picked * mean + np.sqrt(picked) * (draws - mean)
 
 
@@ -136,7 +159,18 @@ def _spread(draws: Floats) -> NDArray[np.float64]:
     return np.maximum(draws.std(0, ddof=min(1, len(draws) - 1)), 1e-9)
 
 
-def _log_density(mean: Floats, sd: Floats) -> NDArray[np.float64]:
+def _odds(mean: Floats, sd: Floats, weights: Floats, scales: Floats) -> NDArray[np.float64]:
+    """Return each effect's probability to come from each population, shape (N, K)."""
+    odds = np.log(np.maximum(weights, 1e-300)) + _log_density(mean, sd, scales)
+    odds = np.exp(odds - odds.max(1, keepdims=True))
+    return np.asarray(odds / odds.sum(1, keepdims=True), np.float64)
+
+
+def _gain(sd: Floats, scales: Floats) -> NDArray[np.float64]:
+    return np.asarray(scales**2 / (scales**2 + np.asarray(sd, np.float64)[:, None] ** 2))
+
+
+def _log_density(mean: Floats, sd: Floats, scales: Floats) -> NDArray[np.float64]:
     """Return log N(mean; 0, sd² + scale²), up to a constant, shape (N, K)."""
-    variance = np.asarray(sd, np.float64)[:, None] ** 2 + SCALES**2
+    variance = np.asarray(sd, np.float64)[:, None] ** 2 + scales**2
     return -0.5 * (np.asarray(mean, np.float64)[:, None] ** 2 / variance + np.log(variance))

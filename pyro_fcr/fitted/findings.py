@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyro_fcr.analysis.changes import estimate_effects
 from pyro_fcr.analysis.doses import dose_response
 from pyro_fcr.analysis.draws import seeded
-from pyro_fcr.analysis.effects import estimate_effects
 from pyro_fcr.analysis.programs import gene_programs
 from pyro_fcr.analysis.report import write_report
 from pyro_fcr.analysis.targets import sparse_priors, target_table

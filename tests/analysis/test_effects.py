@@ -7,14 +7,10 @@ import pandas as pd
 import pytest
 from tiny import SIZES, fit, tiny_adata, tiny_fcr
 
-from pyro_fcr.analysis.effects import (
-    Effects,
-    ModelError,
-    _interaction_errors,
-    _joint_errors,
-    _unseen,
-    expected_fdr,
-)
+from pyro_fcr.analysis.effects import Effects, expected_fdr
+from pyro_fcr.analysis.model_error import ModelError, joint_errors
+from pyro_fcr.analysis.strengths import Squares
+from pyro_fcr.analysis.unmeasured import draw_unmeasured, interaction_errors
 from pyro_fcr.errors import CategoryError, DesignError
 
 
@@ -23,14 +19,16 @@ def effects_of(draws) -> Effects:
     shape = draws.shape[1:]
     names = [tuple(f"{axis}{i}" for i in range(n)) for axis, n in zip("txg", shape, strict=True)]
     middle = draws.mean(0).astype(float)
-    return Effects(draws, middle, middle, *names, ModelError(0.0, 0.0, 0.0))
+    own = (draws - draws.mean(2, keepdims=True)) ** 2
+    squares = Squares(own.mean(-1), own.mean(2), draws.mean(2) ** 2)
+    return Effects(draws, middle, middle, squares, *names, ModelError(0.0, 0.0, 0.0))
 
 
 def test_errors_follow_the_gaussian_posterior():
     """The draws' moments are those of δ | e in closed form, the control's noise shared."""
     off = np.array([[[0.8]], [[-0.2]], [[np.nan]]])
     noise, control, error = np.array([[[0.3]], [[0.1]], [[np.nan]]]), np.array([[0.2]]), 0.5
-    drawn = _joint_errors(
+    drawn = joint_errors(
         off, noise, control, np.full((3, 1, 1), error), draws=40_000, rng=np.random.default_rng(0)
     )[:, :, 0, 0]
     evidence = np.diag([0.3, 0.1]) + 0.2 + error * np.eye(2)
@@ -64,7 +62,7 @@ def test_interactions_elsewhere_say_how_far_a_new_condition_may_lie():
     full = main + 0.7 * rng.normal(size=(n_t, n_x, genes))
     new = full[2, 3].copy()
     full[2, 3] = np.nan
-    errors = _interaction_errors(full)
+    errors = interaction_errors(full)
     found = (errors**2).mean(0)
     # Predicting the held-out cell of a two-way table by its main effects, from the others alone.
     t, x = np.nonzero(np.isfinite(full[..., 0]))
@@ -82,15 +80,15 @@ def test_interactions_elsewhere_say_how_far_a_new_condition_may_lie():
 
 def test_errors_of_one_treatment_are_deviations_from_the_other_groups():
     changes = np.array([1.0, 2.0, 6.0, np.nan]).reshape(1, 4, 1)
-    np.testing.assert_allclose(_interaction_errors(changes)[:, 0], [1 - 4, 2 - 3.5, 6 - 1.5])
-    np.testing.assert_allclose(_interaction_errors(np.array([[[3.0]]])), [[0.0]])
+    np.testing.assert_allclose(interaction_errors(changes)[:, 0], [1 - 4, 2 - 3.5, 6 - 1.5])
+    np.testing.assert_allclose(interaction_errors(np.array([[[3.0]]])), [[0.0]])
 
 
 def test_unseen_conditions_have_the_spread_of_genes_and_of_conditions():
     rng = np.random.default_rng(0)
     sizes, genes = np.array([0.2, 0.2, 0.2, 1.9]), np.array([1.0, 3.0])
     errors = sizes[:, None] * genes * np.array([[1.0, 1.0]])
-    drawn = _unseen(np.array([[5.0, -5.0]]), errors, 200_000, rng)
+    drawn = draw_unmeasured(np.array([[5.0, -5.0]]), errors, 200_000, rng)
     np.testing.assert_allclose(drawn.mean(0), [[5, -5]], atol=0.03)
     np.testing.assert_allclose(drawn.std(0)[0], np.sqrt((sizes**2).mean()) * genes, rtol=0.02)
     # One draw in four is of the strong condition, in both genes at once: heavy tails, shared.
@@ -185,7 +183,7 @@ def test_a_condition_without_cells_is_extrapolated_as_widely_as_interactions_ran
     elsewhere[1, 2] = np.nan
     np.testing.assert_allclose(
         effects.draws[:, 1, 2].std(0),
-        np.sqrt((_interaction_errors(elsewhere) ** 2).mean(0)),
+        np.sqrt((interaction_errors(elsewhere) ** 2).mean(0)),
         rtol=0.35,
     )
     ranked = effects.interactions()

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pyro_fcr.analysis import plots
-from pyro_fcr.analysis.effects import estimate_effects
+from pyro_fcr.analysis.changes import estimate_effects
 from pyro_fcr.analysis.report.page import number, rows
 from pyro_fcr.errors import FCRError
 

@@ -1,0 +1,213 @@
+"""From cells to draws of what treatments change: measured, modelled, and both together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pyro_fcr.analysis.draws import draw_globals, draw_observation, seeded
+from pyro_fcr.analysis.effects import Effects
+from pyro_fcr.analysis.model_error import ModelError, joint_errors
+from pyro_fcr.analysis.shrinkage import shrink_effects
+from pyro_fcr.analysis.strengths import Squares
+from pyro_fcr.analysis.unmeasured import draw_unmeasured, extrapolated, interaction_errors
+from pyro_fcr.errors import DesignError, sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from pyro_fcr.data import Cells, Design
+    from pyro_fcr.model import LatentModel
+
+__all__ = ["Intervened", "estimate_effects"]
+
+MIN_CELLS = 10
+"""Conditions with fewer cells count as not measured."""
+
+
+class Intervened(Protocol):
+    """What effects ask of a fitted model."""
+
+    design: Design
+
+    @property
+    def model(self) -> LatentModel:
+        """The generative half."""
+
+    @property
+    def guide(self) -> Any:
+        """The approximate posterior."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+
+    def encode(self, adata: AnnData | None = None) -> Cells:
+        """Return data as encoded cells."""
+
+    def descendants(self, do: Mapping[str, Any]) -> list[str]:
+        """Return the blocks an intervention redraws."""
+
+
+def estimate_effects(
+    model: Intervened,
+    cells: Cells,
+    *,
+    draws: int = 200,
+    replicates: NDArray[Any] | None = None,
+    level: float = 0.9,
+    seed: int = 0,
+) -> Effects:
+    """Estimate the log2 fold change of every gene under every treatment, by covariate group.
+
+    Parameters
+    ----------
+    model
+        A fitted model whose schema names treatment and covariates.
+    cells
+        The cells.
+    draws
+        Posterior draws.
+    replicates
+        Shape (N,): labels that tell donors or wells apart, where there are some: they, instead
+        of cells, are then what is resampled.
+    level
+        Probability of the intervals.
+    seed
+        Governs all draws.
+
+    Raises
+    ------
+    DesignError
+        If no covariate group has enough control cells.
+    """
+    design = cells.design
+    rng = np.random.default_rng(seed)
+    shape = (draws, design.n_treatment_levels, design.n_covariate_levels, design.n_genes)
+    modelled, residual = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
+    # One more than the draws: the first has equal weights, the estimate itself.
+    middle, gap, least = (np.full(shape[1:], np.nan) for _ in range(3))
+    units = np.ones(shape[1:3])
+    for t in range(design.n_treatment_levels):
+        for x in range(design.n_covariate_levels):
+            rows = np.flatnonzero((cells.treatment_id == t) & (cells.covariate_id == x))
+            if len(rows) < MIN_CELLS:
+                continue
+            labels = None if replicates is None else replicates[rows]
+            weights = np.vstack([np.ones(len(rows)), _bootstrap(len(rows), labels, draws, rng)])
+            m, e, total = _profiles(model, cells.subset(rows), weights, seed=seed)
+            middle[t, x], gap[t, x] = m[0], e[0] - m[0]
+            least[t, x] = 1 / (total + 0.5) / np.log(2) ** 2
+            units[t, x] = len(rows) if labels is None else len(np.unique(labels))
+            modelled[:, t, x], residual[:, t, x] = m[1:], e[1:] - m[1:]
+    told = np.isfinite(middle[0]).any(-1)
+    if not told.any():
+        raise DesignError(
+            sentence(
+                "no effect can be estimated",
+                where="effects",
+                expected=f"a covariate group with at least {MIN_CELLS} control cells",
+                got="none",
+                hint="pass the data the model was trained on",
+            )
+        )
+    middle, gap, least = middle[:, told], gap[:, told], least[:, told]
+    modelled, residual = modelled[:, :, told], residual[:, :, told]
+    counted = _errors_of_counts(modelled + residual, least, units[:, told], rng.spawn(1)[0])
+    noise = np.maximum(residual.var(0, ddof=1), least)
+    m, off = middle[1:] - middle[:1], gap[1:] - gap[:1]
+    error = ModelError.estimate(off, m, noise[1:] + noise[:1])
+    # What the networks absorbed of a group's noise is independent of what they left.
+    modelled += np.sqrt(error.absorbed * noise) * rng.standard_normal(modelled.shape)
+    left = (1 - error.absorbed) * noise
+    drawn = modelled[:, 1:] - modelled[:, :1]
+    drawn += joint_errors(
+        off, left[1:], left[0], error.variance(np.nan_to_num(m)), draws=draws, rng=rng
+    )
+    measured = m + off
+    shrink_effects(drawn, np.isfinite(measured).any(-1), rng)
+    unseen = np.isnan(m[..., 0])
+    if unseen.any():
+        x_codes = np.flatnonzero(told)
+        for t, x in zip(*np.nonzero(unseen), strict=True):
+            m[t, x] = extrapolated(model, cells, t + 1, x_codes[x], seed=seed) - middle[0, x]
+        errors = interaction_errors(np.where(unseen[..., None], np.nan, m))
+        drawn[:, unseen] = draw_unmeasured(m[unseen], errors, draws, rng)
+    lost = counted[:, 1:] - counted[:, :1]
+    lost[:, unseen] = drawn[:, unseen] - drawn[:, unseen].mean(0)
+    expected = np.where(unseen[..., None], drawn.mean(0), measured)
+    squares = Squares.estimate(expected, lost, drawn, ~unseen)
+    joint = [" | ".join(level) for level in design.covariate_levels]
+    return Effects(
+        draws=drawn,
+        predicted=m,
+        measured=measured,
+        squares=squares,
+        treatments=tuple(design.treatment_levels[1:]),
+        covariates=tuple(name for name, kept in zip(joint, told, strict=True) if kept),
+        genes=tuple(design.genes),
+        error=error,
+        level=level,
+    )
+
+
+def _bootstrap(
+    n: int, labels: NDArray[Any] | None, draws: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Return Bayesian bootstrap weights (draws, n), one weight per replicate or per cell."""
+    codes = np.arange(n) if labels is None else np.unique(labels, return_inverse=True)[1]
+    return rng.exponential(size=(draws, codes.max() + 1))[:, codes]
+
+
+def _errors_of_counts(
+    drawn: NDArray[np.float32],
+    least: NDArray[np.float64],
+    units: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    """Turn bootstrap draws (D, T, X, G) into draws of the measured shares' errors, mean zero.
+
+    Weights of n units, shape (T, X), spread by (n - 1) / (n + 1) too little; and no gene's
+    variance is below that of its molecules, ``least``, shape (T, X, G).
+    """
+    errors = drawn - drawn.mean(0)
+    errors *= np.sqrt((units + 1) / np.maximum(units - 1, 1))[..., None].astype(np.float32)
+    missing = np.sqrt(np.maximum(least - errors.var(0), 0)).astype(np.float32)
+    return errors + missing * rng.standard_normal(errors.shape, dtype=np.float32)
+
+
+def _profiles(
+    model: Intervened, cells: Cells, weights: NDArray[np.float64], *, seed: int, rounds: int = 4
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the modelled and the measured log2 share of each gene, and its total count.
+
+    Shapes (D, G), (D, G) and (G,) for weights (D, N).
+    """
+    depth = weights @ cells.library
+    modelled = np.zeros((len(weights), cells.design.n_genes))
+    measured = np.zeros_like(modelled)
+    total = np.zeros(cells.design.n_genes)
+    with seeded(seed):
+        few = cells.batch(slice(0, 2)).to(model.device)
+        shared = draw_globals(model.guide, few, rounds)
+    for start in range(0, len(cells), 512):
+        rows = slice(start, start + 512)
+        batch = cells.batch(rows).to(model.device)
+        with seeded(seed, start + 1):
+            observations = draw_observation(
+                model.model, model.guide, batch, batch, redraw=(), shared=shared
+            )
+            expected = sum(o.mean.double().cpu().numpy() for o in observations) / rounds
+        counts = batch.counts.double().cpu().numpy()
+        modelled += weights[:, rows] @ expected
+        measured += weights[:, rows] @ counts
+        total += counts.sum(0)
+    # Half a count keeps the logarithm of a gene that no cell showed finite.
+    half = 0.5 * weights.mean(1, keepdims=True)
+    shares = (np.log2((sums + half) / depth[:, None]) for sums in (modelled, measured))
+    return *shares, total

@@ -1,0 +1,94 @@
+"""How far a model's changes lie from the measured ones, and what that leaves open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.optimize import nnls
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["ModelError", "joint_errors"]
+
+
+@dataclass(frozen=True)
+class ModelError:
+    """How far a model's log fold changes lie from the measured ones, beyond their noise.
+
+    A gap larger than noise is the model's error, of variance a + b m² for a change m. A gap
+    smaller than noise tells that the networks have followed the noise: what they absorbed is
+    missing in the gap and stands in m instead.
+
+    Parameters
+    ----------
+    floor
+        a, in squared log2 units.
+    slope
+        b, without unit.
+    absorbed
+        Share of the noise that went into the model, 0 to 1.
+    """
+
+    floor: float
+    slope: float
+    absorbed: float
+
+    @classmethod
+    def estimate(
+        cls,
+        gap: NDArray[np.float64],
+        predicted: NDArray[np.float64],
+        noise: NDArray[np.float64],
+    ) -> ModelError:
+        """Regress squares: E gap² = (1 − absorbed) · noise + a + b · predicted².
+
+        Parameters
+        ----------
+        gap, predicted
+            Measured minus predicted log fold changes, and the predicted; any one shape.
+        noise
+            Sampling variance of the measured changes that latents do not explain.
+        """
+        kept = np.isfinite(gap) & np.isfinite(noise)
+        square, noise, predicted = gap[kept] ** 2, noise[kept], predicted[kept]
+        # Noisy genes would drown the others: weigh each by what its square is worth.
+        weight = 1 / (noise + np.median(noise))
+        basis = np.stack([noise, np.ones(len(noise)), predicted**2], axis=1)
+        left, floor, slope = nnls(basis * weight[:, None], square * weight)[0]
+        return cls(float(floor), float(slope), max(0.0, 1 - float(left)))
+
+    def variance(self, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return a + b m² for each predicted log fold change."""
+        return self.floor + self.slope * predicted**2
+
+
+def joint_errors(
+    off: NDArray[np.float64],
+    noise: NDArray[np.float64],
+    control_noise: NDArray[np.float64],
+    error: NDArray[np.float64],
+    *,
+    draws: int,
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    """Draw the model's error b given off = b + ε_t − ε_0, ε_0 shared by a group's treatments.
+
+    Shapes: (T, X, G) but for ``control_noise``, (X, G). By Matheron's rule: a prior draw, moved
+    by what the gain makes of the difference between the measurement and its simulated twin. The
+    gain inverts a diagonal plus a rank-one matrix.
+    """
+    seen = np.isfinite(off)
+    own = np.where(seen, noise, 0.0)
+    inverse = np.where(seen, 1 / np.maximum(own + error, 1e-12), 0.0)
+    carried = control_noise / (1 + control_noise * inverse.sum(0))
+    out = np.empty((draws, *off.shape), np.float32)
+    for d in range(draws):
+        b = np.sqrt(error) * rng.standard_normal(off.shape)
+        twin = b + np.sqrt(own) * rng.standard_normal(off.shape)
+        twin = twin - np.sqrt(control_noise) * rng.standard_normal(control_noise.shape)
+        gap = np.where(seen, off - twin, 0.0) * inverse
+        out[d] = b + error * (gap - inverse * (carried * gap.sum(0)))
+    return out

@@ -1,0 +1,68 @@
+"""Changes in conditions that were never measured, as uncertain as interactions found elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyro_fcr.analysis.expression import expected_counts
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pyro_fcr.analysis.changes import Intervened
+    from pyro_fcr.data import Cells
+
+__all__ = ["draw_unmeasured", "extrapolated", "interaction_errors"]
+
+
+def extrapolated(
+    model: Intervened, cells: Cells, group: int, covariate: int, *, seed: int
+) -> NDArray[np.float64]:
+    """Return the log2 share of each gene of the covariate's control cells, were they treated."""
+    is_control = (cells.covariate_id == covariate) & (cells.treatment_id == 0)
+    start, design = cells.subset(np.flatnonzero(is_control)), cells.design
+    label, dose = design.label(design.treatment_rows[group])
+    do = {"treatment": label} | ({"dose": dose} if design.schema.dose else {})
+    found = expected_counts(
+        model.model, model.guide, start, design.do(start, do),
+        redraw=model.descendants(do), draws=8, seed=seed, device=model.device,
+    )  # fmt: skip
+    return np.log2((found.mean.sum(0) + 0.5) / start.library.sum())
+
+
+def interaction_errors(effects: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how far each measured condition lies from what the others' main effects say.
+
+    Least squares over (T, X, G), missing conditions left out and each of the others in turn; the
+    conditions that their own row or column cannot predict are not among the (C, G) returned. Where
+    that is all of them, the deviations from the mean of the others.
+    """
+    n_t, n_x, _ = effects.shape
+    t, x = np.nonzero(np.asarray(np.isfinite(effects).any(-1)))
+    design = np.zeros((len(t), n_t + n_x))
+    design[np.arange(len(t)), t] = 1
+    design[np.arange(len(t)), n_t + x] = 1
+    y = effects[t, x]
+    for basis in (design, np.ones((len(t), 1))):
+        hat = basis @ np.linalg.pinv(basis)
+        left = 1 - np.diag(hat)
+        told = left > 1e-9
+        if told.any():
+            return np.asarray((y - hat @ y)[told] / left[told, None])
+    return np.zeros((1, effects.shape[2]))
+
+
+def draw_unmeasured(
+    centre: NDArray[np.float64], errors: NDArray[np.float64], draws: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Draw changes (D, C, G) around (C, G) with errors of the size found elsewhere.
+
+    Genes have their own spread, and conditions theirs: some interact strongly in all genes. A
+    draw's condition is as far off as one of the measured ones, any of them.
+    """
+    spread = np.sqrt((errors**2).mean(0))
+    size = np.sqrt(((errors / np.maximum(spread, 1e-12)) ** 2).mean(1))
+    picked = rng.choice(size, (draws, len(centre), 1))
+    return centre + picked * spread * rng.standard_normal((draws, *centre.shape))

@@ -117,6 +117,15 @@ def test_counterfactual(fitted, data, adata, tmp_path) -> None:
     assert set(written.obs["drug_factual"]) == {"ctrl"}
 
 
+def test_means(fitted, data, tmp_path) -> None:
+    out = tmp_path / "means.csv"
+    result = run("means", fitted, data, "--draws", 2, "--out", out)
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(out)
+    assert list(table.columns[:5]) == ["treatment", "covariate", "gene", "mean", "low"]
+    assert (table["low"] < table["mean"]).all()
+
+
 def test_evaluate_takes_the_runs_own_split(fitted, data, tmp_path) -> None:
     out = tmp_path / "table.csv"
     result = run("evaluate", fitted, data, "--draws", 2, "--out", out)
@@ -283,7 +292,7 @@ def test_an_unknown_command_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["fit", "latents", "counterfactual", "evaluate", "report", "demo"]
+    "command", ["fit", "latents", "counterfactual", "means", "evaluate", "report", "demo"]
 )
 def test_help_teaches(command) -> None:
     result = run(command, "--help")

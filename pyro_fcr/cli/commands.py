@@ -77,6 +77,7 @@ def main() -> None:
           --covariate cell_line --split random --out runs/a
       pyro-fcr latents runs/a data.h5ad --out latents.h5ad
       pyro-fcr counterfactual runs/a data.h5ad --do treatment=SGK1 --out cf.h5ad
+      pyro-fcr means runs/a data.h5ad --out means.csv
       pyro-fcr evaluate runs/a data.h5ad --out table.csv
       pyro-fcr report runs/a data.h5ad --out report.html
       pyro-fcr repeat runs/a
@@ -311,6 +312,35 @@ def evaluate(run: Path, data: Path, out: Path, **options: Any) -> None:
     )
     write_text(out, table.to_csv())
     click.echo(_short_table(table), err=True)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("run", type=PATH)
+@click.argument("data", type=PATH)
+@split_options
+@click.option("--draws", type=click.IntRange(1), default=20, show_default=True)
+@seed_option
+@device_option
+@click.option("--out", type=PATH, required=True, metavar="TABLE.csv")
+def means(run: Path, data: Path, out: Path, **options: Any) -> None:
+    """Write the mean of every condition, measured in DATA or not, with intervals.
+
+    RUN's expectation, moved by what the measured conditions tell of its error. The test cells of
+    the run's own split (split.csv), or of another that is given, are not read.
+
+    Example:
+      pyro-fcr means runs/a data.h5ad --out means.csv
+
+    Writes a CSV table: a row per treatment, covariates and gene; mean, low, high and the same of
+    the change from the control; the model's own expectation; what was measured, if it was.
+    """
+    ready_file(out)
+    model, adata = load_run(run, options["device"]), read_data(data)
+    schema = model.design.schema
+    split = chosen_split(adata, options, [schema.treatment, *schema.covariates]) or read_split(run)
+    found = model.condition_means(adata, split, draws=options["draws"], seed=options["seed"])
+    write_text(out, found.table().to_csv(index=False))
     click.echo(out)
 
 

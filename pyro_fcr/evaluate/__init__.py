@@ -99,6 +99,10 @@ from pyro_fcr.evaluate.recovery import (
     recovery,
     within_condition,
 )
+from pyro_fcr.evaluate.sampling import (
+    pooled_variances,
+    sampled_profile,
+)
 from pyro_fcr.evaluate.targets import choose_targets, match_latents, score_targets
 
 __all__ = [
@@ -156,6 +160,7 @@ __all__ = [
     "null_latents",
     "pearson_change",
     "pit_by_gene",
+    "pooled_variances",
     "principal_components",
     "prior_shift",
     "profile",
@@ -165,6 +170,7 @@ __all__ = [
     "rank_certificate",
     "recovery",
     "restart_agreement",
+    "sampled_profile",
     "sap",
     "sbc_ranks",
     "sbc_uniformity",

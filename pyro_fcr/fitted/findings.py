@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyro_fcr.analysis.changes import estimate_effects
+from pyro_fcr.analysis.condition_means import estimate_condition_means
 from pyro_fcr.analysis.doses import dose_response
 from pyro_fcr.analysis.draws import seeded
 from pyro_fcr.analysis.programs import gene_programs
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from pyro_fcr.analysis.condition_means import ConditionMeans
     from pyro_fcr.analysis.effects import Effects
     from pyro_fcr.data import Split
+    from pyro_fcr.fitted.core import Data
     from pyro_fcr.model import Conditional
 
 
@@ -171,6 +174,63 @@ class Findings(Evidence):
         self._require(cells, frozenset({"treatment", "covariates"}), "effects")
         told = None if replicate is None else _column(adata, replicate, "effects(replicate=)")
         return estimate_effects(self, cells, draws=draws, replicates=told, level=level, seed=seed)
+
+    def condition_means(
+        self,
+        adata: Data = None,
+        split: Split | None = None,
+        *,
+        draws: int = 20,
+        seed: int = 0,
+    ) -> ConditionMeans:
+        """Predict the mean of every treatment in every kind of cell, measured or not.
+
+        Where :meth:`counterfactual` gives the model's own expectation, cell by cell, this moves
+        it by the residuals of the measured conditions: what a kind of cell or a treatment has in
+        common over conditions, shrunk by what the measurements can tell. Its intervals are of
+        the condition's true mean, so new measurements add their own noise.
+
+        Parameters
+        ----------
+        adata
+            The cells that residuals are measured on; the training data by default.
+        split
+            The split the model was trained with, whose test cells are then not read. That of the
+            last ``fit`` by default, where ``adata`` is not given.
+        draws
+            Posterior draws per cell.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        ConditionMeans
+            ``of(treatment, covariate)`` gives a condition's genes: mean and change from the
+            control with intervals; ``mean`` and ``change`` are the arrays.
+
+        Raises
+        ------
+        DesignError
+            If the schema names no treatment, the cells do not tell their conditions, or no
+            condition has two cells.
+        """
+        self._fitted()
+        if self.design.schema.treatment is None:
+            raise DesignError(
+                sentence(
+                    "no treatments to predict",
+                    where="condition_means",
+                    expected="a schema with a treatment column",
+                    got="none",
+                    hint="Schema(treatment=..., control=...)",
+                )
+            )
+        split = self._split if adata is None and split is None else split
+        cells = self.encode(adata)
+        self._require(cells, frozenset({"treatment", "covariates"}), "condition_means")
+        if split is not None:
+            cells = cells.subset(~split.mask(cells, "test"))
+        return estimate_condition_means(self, cells, draws=draws, seed=seed)
 
     def dose_response(
         self,

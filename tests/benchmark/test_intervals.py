@@ -9,7 +9,13 @@ import scipy.sparse as sp
 
 import pyro_fcr as pf
 from pyro_fcr.benchmark import Problem
-from pyro_fcr.benchmark.tasks.intervals import CONFORMAL, conformal_rows, measure, model_rows
+from pyro_fcr.benchmark.tasks.intervals import (
+    CONFORMAL,
+    conformal_rows,
+    mean_rows,
+    measure,
+    model_rows,
+)
 from pyro_fcr.benchmark.tasks.prediction import _Scene
 
 SCHEMA = pf.Schema(treatment="treatment", control="control", covariates="covariate")
@@ -38,15 +44,34 @@ def test_measured_change_by_hand_and_its_noise():
     assert found.variance == pytest.approx(wanted / np.log(2) ** 2, rel=0.5)
 
 
-def test_conformal_rows_cover_what_was_held_out(problem):
-    truth = _Scene(problem, 1000, seed=0).measured(0)
-    rows = pd.DataFrame(conformal_rows(problem, truth))
+@pytest.mark.parametrize(("share", "prefix"), [(True, ""), (False, "change ")])
+def test_conformal_rows_cover_what_was_held_out(problem, share, prefix):
+    scene = _Scene(problem, 1000, seed=0)
+    truth = scene.measured(0) if share else scene.sampled()
+    rows = pd.DataFrame(conformal_rows(problem, truth, share=share))
     assert set(rows["method"]) == set(CONFORMAL.values())
     assert set(zip(rows["treatment"], rows["covariate"], strict=True)) == set(truth)
-    mean = rows.groupby("method")["coverage 90%"].mean()
+    mean = rows.groupby("method")[f"{prefix}coverage 90%"].mean()
     # Eight conditions of correlated genes.
     assert mean.between(0.75, 1).all()
-    assert (rows["width 90%"] > 0).all()
+    assert (rows[f"{prefix}width 90%"] > 0).all()
+
+
+def test_a_sampled_change_is_that_of_profiles_and_its_intervals_hold_noise_alone(problem):
+    truth = _Scene(problem, 1000, seed=0).sampled()
+    key = next(iter(truth))
+    sides = []
+    for name in (key[0], "control"):
+        rows = (problem.treatment == name) & (problem.covariate == key[1])
+        test = rows & problem.mask("test")
+        sides.append(problem.profile(problem.values(test if test.any() else rows)))
+    np.testing.assert_allclose(truth[key].change, sides[0] - sides[1])
+    rng = np.random.default_rng(0)
+    noise = np.sqrt(truth[key].variance)
+    drawn = {key: truth[key].change + noise * rng.standard_normal((2000, 40))}
+    found = mean_rows(truth, drawn, {key: np.zeros(40)})[key]
+    assert found["change coverage 90%"] == pytest.approx(0.9, abs=0.01)
+    assert found["change width 90%"] == pytest.approx(2 * 1.645 * noise.mean(), rel=1e-3)
 
 
 def test_a_models_intervals_are_widened_by_the_noise_alone(problem):

@@ -1,5 +1,7 @@
 """The tasks against numbers known beforehand, and a quick run of every configuration."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,11 +106,39 @@ def test_the_truth_predicts_best_and_the_rule_has_no_interaction(problem):
     np.testing.assert_allclose(pearson[CEILING] ** 2, pearson[REPLICATE])
 
 
+def test_corrected_means_are_scored_by_the_change_they_tell(problem):
+    """A model whose means are off by a constant but whose changes are true."""
+
+    class Corrected(Knowing):
+        design = pf.Design.fit(problem.adata, SCHEMA)
+
+        def condition_means(self, adata, *, draws, seed):
+            assert not set(problem.adata.obs_names[problem.mask("test")]) & set(adata.obs_names)
+            treatments = self.design.treatment_levels
+            groups = tuple(level[0] for level in self.design.covariate_levels)
+            change = np.zeros((len(treatments), len(groups), adata.n_vars))
+            for (t, x), measured in scene.sampled().items():
+                change[treatments.index(t), groups.index(x)] = measured.change
+            return SimpleNamespace(
+                treatments=treatments, covariates=groups, change=change, mean=change + 100,
+                change_sd=np.ones_like(change),
+            )  # fmt: skip
+
+    scene = _Scene(problem, 1000, seed=0)
+    rows = pd.DataFrame(Prediction(draws=1).judge(problem, Corrected(problem.adata), seed=0))
+    rows = rows[(rows["form"] == "corrected") & (rows["treatment"] != "*")]
+    assert len(rows) == 5
+    assert rows["gain"].min() > 0.8
+    assert rows["change coverage 90%"].min() == 1
+    assert (rows["R2 top 100"] < -10).all()
+
+
 def test_interaction_agrees_with_the_metric(problem):
     scene = _Scene(problem, 1000, seed=0)
     ridge = evaluate.Ridge().fit(scene.training)
     predicted = {key: ridge.predict(*key).to_numpy() for key in scene.conditions}
-    row = scene._interaction(predicted)
+    changes = {key: value - scene.reference[key[1]] for key, value in predicted.items()}
+    row = scene._interaction(changes)
     frame = pd.DataFrame(predicted.values(), pd.MultiIndex.from_tuples(predicted),
                          scene.train.columns)  # fmt: skip
     wanted = evaluate.interaction_r2(frame, scene.halves, scene.train, control="control")

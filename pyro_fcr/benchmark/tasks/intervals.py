@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.floating[Any]]
     Condition = tuple[str, str]
 
-__all__ = ["CONFORMAL", "Measured", "conformal_rows", "measure", "model_rows"]
+__all__ = ["CONFORMAL", "Measured", "conformal_rows", "mean_rows", "measure", "model_rows"]
 
 LEVEL = 0.9
 
@@ -33,7 +34,7 @@ DRAWS = 200
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured log2 fold change, and the sampling variance of every gene's."""
+    """A measured change, and the sampling variance of every gene's."""
 
     change: Floats
     variance: Floats
@@ -97,7 +98,35 @@ def model_rows(
     return found
 
 
-def conformal_rows(problem: Problem, truth: Mapping[Condition, Measured]) -> Rows:
+def mean_rows(
+    truth: Mapping[Condition, Measured],
+    change: Mapping[Condition, Floats],
+    sd: Mapping[Condition, Floats],
+) -> dict[Condition, dict[str, float]]:
+    """Score normal intervals of changes of profiles, the measurement's noise added.
+
+    Parameters
+    ----------
+    truth
+        Changes by condition.
+    change, sd
+        Predicted changes with their standard deviations.
+
+    Returns
+    -------
+    dict
+        ``change coverage 90%`` and ``change width 90%`` (mean over genes) by condition.
+    """
+    wide = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    found = {}
+    for key, centre in change.items():
+        half = wide * np.sqrt(sd[key] ** 2 + truth[key].variance)
+        scores = _scores(centre - half, centre + half, truth[key].change)
+        found[key] = {f"change {name}": value for name, value in scores.items()}
+    return found
+
+
+def conformal_rows(problem: Problem, truth: Mapping[Condition, Measured], *, share: bool) -> Rows:
     """Score conformal intervals around the additive rule, for conditions without training cells.
 
     Parameters
@@ -106,7 +135,10 @@ def conformal_rows(problem: Problem, truth: Mapping[Condition, Measured]) -> Row
         The data.
     truth
         Changes by condition.
+    share
+        Whether they are log2 fold changes of shares; else changes of profiles.
     """
+    prefix = "" if share else "change "
     train, control = ~problem.mask("test"), str(problem.schema.control)
     treatments = sorted(set(problem.treatment) - {control})
     groups = sorted(set(problem.covariate))
@@ -115,7 +147,12 @@ def conformal_rows(problem: Problem, truth: Mapping[Condition, Measured]) -> Row
         for x in groups:
             cells = np.flatnonzero(train & (problem.treatment == t) & (problem.covariate == x))
             if len(cells) >= problem.min_cells:
-                logs[t, x] = _log_shares(np.ones((1, len(cells))) @ problem.values(cells))[0]
+                values = problem.values(cells)
+                logs[t, x] = (
+                    _log_shares(np.ones((1, len(cells))) @ values)[0]
+                    if share
+                    else problem.profile(values)
+                )
     changes = np.full((len(treatments), len(groups), problem.adata.n_vars), np.nan)
     for i, t in enumerate(treatments):
         for j, x in enumerate(groups):
@@ -131,7 +168,8 @@ def conformal_rows(problem: Problem, truth: Mapping[Condition, Measured]) -> Row
             at = treatments.index(t), groups.index(x)
             if np.isfinite(low[at]).all():
                 scores = _scores(low[at], high[at], measured.change)
-                rows.append({"method": name, "treatment": t, "covariate": x, **scores})
+                told = {f"{prefix}{key}": value for key, value in scores.items()}
+                rows.append({"method": name, "treatment": t, "covariate": x, **told})
     return rows
 
 

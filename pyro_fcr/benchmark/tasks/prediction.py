@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from pyro_fcr import evaluate
 from pyro_fcr.benchmark.tasks.base import Task
-from pyro_fcr.benchmark.tasks.intervals import conformal_rows, measure, model_rows
+from pyro_fcr.benchmark.tasks.intervals import (
+    Measured,
+    conformal_rows,
+    mean_rows,
+    measure,
+    model_rows,
+)
 from pyro_fcr.errors import BenchmarkError, CategoryError, DesignError, sentence
 
 if TYPE_CHECKING:
@@ -20,7 +27,6 @@ if TYPE_CHECKING:
 
     from pyro_fcr.benchmark.problem import Problem
     from pyro_fcr.benchmark.tasks.base import Rows
-    from pyro_fcr.benchmark.tasks.intervals import Measured
 
 __all__ = ["CEILING", "DUPLICATE", "REPLICATE", "SEEN", "SINGLES", "Prediction"]
 
@@ -57,9 +63,10 @@ class Prediction(Task):
     merely pulls it towards the mean would correlate with a truth without effect. Profiles are
     log1p of counts per 10,000 of summed counts, or means where values are no counts.
 
-    A model is scored twice: on the profile it expects, and (``form`` "as change") on the control's
-    profile moved by the difference of what it expects under treatment and control, as effects are
-    read from it; the first corrects the control's noise, which costs it where changes are scored.
+    A model is scored on the profile it expects; (``form`` "as change") on the control's profile
+    moved by the difference of what it expects under treatment and control; and (``form``
+    "corrected") on its ``condition_means``, which move the profile by the residuals of the
+    training conditions and have a control of their own, from which their change is measured.
 
     One row per method and condition: ``pearson change`` over all genes and the top 20 and 100,
     ``pearson vs treated`` (the change from the mean of all treated training profiles of these
@@ -73,9 +80,11 @@ class Prediction(Task):
     for noise by halves of treated and control cells: ``effect R2`` of the changes, and
     ``interaction R2`` of what is left of them beside the additive rule, which scores 0.
 
-    Where values are counts, ``coverage 90%`` and ``width 90%`` judge intervals of the measured
-    log2 fold changes: a model's effects with the noise of the measurement added, and two conformal
-    ones around the additive rule, calibrated on its errors in the training conditions.
+    ``change coverage 90%`` and ``change width 90%`` judge intervals of the measured changes of
+    profiles: those of ``condition_means`` with the noise of the measurement added, and two
+    conformal ones around the additive rule, calibrated on its errors in the training conditions.
+    Where values are counts, ``coverage 90%`` and ``width 90%`` do the same for log2 fold changes
+    and a model's ``effects``.
 
     Parameters
     ----------
@@ -114,10 +123,28 @@ class Prediction(Task):
             told = model_rows(problem, model, scene.measured(seed), seed=seed)
             for row in rows:
                 row |= told.get((row["treatment"], row["covariate"]), {})
-        return [
-            *rows,
-            *({**row, "form": "as change"} for row in scene.rows(change)),
-        ]
+        rows += [{**row, "form": "as change"} for row in scene.rows(change)]
+        if hasattr(model, "condition_means"):
+            corrected = self._corrected(problem, model, scene, seed=seed)
+            rows += [{**row, "form": "corrected"} for row in corrected]
+        return rows
+
+    def _corrected(self, problem: Problem, model: Any, scene: _Scene, *, seed: int) -> Rows:
+        """Score the means of conditions that residuals of the training conditions correct."""
+        train = problem.adata[~problem.mask("test")].copy()
+        found = model.condition_means(train, draws=self.draws, seed=seed)
+        joint = {"|".join(level): " | ".join(level) for level in model.design.covariate_levels}
+        at = {
+            (t, x): (found.treatments.index(t), found.covariates.index(joint[x]))
+            for t, x in scene.conditions
+            if t in found.treatments and joint.get(x) in found.covariates
+        }
+        changes = {key: found.change[where] for key, where in at.items()}
+        rows = scene.rows({key: found.mean[where] for key, where in at.items()}, changes)
+        told = mean_rows(scene.sampled(), changes, {k: found.change_sd[v] for k, v in at.items()})
+        for row in rows:
+            row |= told.get((row["treatment"], row["covariate"]), {})
+        return rows
 
     def references(self, problem: Problem, *, seed: int) -> Rows:
         """Score the baselines, the ceiling and the interpolated duplicate."""
@@ -144,8 +171,11 @@ class Prediction(Task):
             if predicted
             for row in scene.rows(predicted)
         ]
+        intervals = conformal_rows(problem, scene.sampled(), share=False)
         if problem.counts:
-            rows += conformal_rows(problem, scene.measured(seed))
+            shares = conformal_rows(problem, scene.measured(seed), share=True)
+            intervals = [{**one, **two} for one, two in zip(intervals, shares, strict=True)]
+        rows += intervals
         return [*rows, *({"method": CEILING, **row} for row in scene.ceiling())]
 
 
@@ -225,6 +255,24 @@ class _Scene:
             found[t, x] = measure(treated, control, seed=seed)
         return found
 
+    def sampled(self) -> dict[tuple[str, str], Measured]:
+        """Measure the change of every condition's profile, with its sampling variance."""
+        sides: list[tuple[np.ndarray, np.ndarray]] = []
+        sizes: list[int] = []
+        for (_, x), halves in self._halves.items():
+            fresh = self._fresh[x]
+            for rows in (np.concatenate(halves), self.controls[x] if fresh is None else fresh):
+                values = self.problem.values(np.sort(rows))
+                dense = values.toarray() if sp.issparse(values) else np.asarray(values)
+                sides.append(evaluate.sampled_profile([dense], log_normalise=self.problem.counts))
+                sizes.append(len(rows))
+        means = np.stack([mean for mean, _ in sides])
+        noise = evaluate.pooled_variances(np.stack([variance for _, variance in sides]), sizes)
+        return {
+            key: Measured(means[2 * i] - means[2 * i + 1], noise[2 * i] + noise[2 * i + 1])
+            for i, key in enumerate(self.conditions)
+        }
+
     @cached_property
     def _de(self) -> dict[tuple[str, str], pd.DataFrame]:
         """Genes by falling absolute Welch t of the half that is not scored, or of both."""
@@ -246,19 +294,28 @@ class _Scene:
     def _components(self) -> evaluate.PrincipalComponents:
         return self.problem.components()
 
-    def rows(self, predicted: Mapping[tuple[str, str], np.ndarray]) -> Rows:
+    def rows(
+        self,
+        predicted: Mapping[tuple[str, str], np.ndarray],
+        changes: Mapping[tuple[str, str], np.ndarray] | None = None,
+    ) -> Rows:
+        """Score profiles, and the changes predicted with them; else those from the controls."""
+        if changes is None:
+            changes = {key: value - self.reference[key[1]] for key, value in predicted.items()}
         centroid = self._centroid(predicted)
         rows = [
-            {**self._row(key, value), "centroid accuracy": centroid.get(key)}
+            {**self._row(key, value, changes[key]), "centroid accuracy": centroid.get(key)}
             for key, value in predicted.items()
         ]
-        whole = {**self._effect(predicted), **self._interaction(predicted)}
+        whole = {**self._effect(changes), **self._interaction(changes)}
         return [*rows, {"treatment": "*", "covariate": "*", **whole}] if whole else rows
 
-    def _row(self, key: tuple[str, str], predicted: np.ndarray) -> dict[str, Any]:
+    def _row(
+        self, key: tuple[str, str], predicted: np.ndarray, change: np.ndarray
+    ) -> dict[str, Any]:
         t, x = key
-        truth, reference = self._truth[key], self.reference[x]
-        change, wanted = predicted - reference, truth - self._measured[x][0]
+        truth = self._truth[key]
+        wanted = truth - self._measured[x][0]
         table = self._de[key]
         de = table.index.to_numpy()[:TOP]
         row: dict[str, Any] = {"treatment": t, "covariate": x, "cells": len(self._halves[key][0])}
@@ -342,29 +399,29 @@ class _Scene:
             rows.append(row)
         return rows
 
-    def _effect(self, predicted: Mapping[tuple[str, str], np.ndarray]) -> dict[str, float]:
+    def _effect(self, changes: Mapping[tuple[str, str], np.ndarray]) -> dict[str, float]:
         nothing = np.zeros(self.train.shape[1])
-        return self._explained("effect", predicted, dict.fromkeys(predicted, nothing))
+        return self._explained("effect", changes, dict.fromkeys(changes, nothing))
 
-    def _interaction(self, predicted: Mapping[tuple[str, str], np.ndarray]) -> dict[str, float]:
+    def _interaction(self, changes: Mapping[tuple[str, str], np.ndarray]) -> dict[str, float]:
         """Score the interactions of the conditions whose treatment trained elsewhere."""
         rule = {key: value - self.reference[key[1]] for key, value in self._additive.items()}
-        return self._explained("interaction", predicted, rule)
+        return self._explained("interaction", changes, rule)
 
     def _explained(
         self,
         name: str,
-        predicted: Mapping[tuple[str, str], np.ndarray],
+        changes: Mapping[tuple[str, str], np.ndarray],
         base: Mapping[tuple[str, str], np.ndarray],
     ) -> dict[str, float]:
         """Score what is left of the changes beside a base, as evaluate.interaction_r2 does."""
-        keys = [key for key in predicted if key in base]
+        keys = [key for key in changes if key in base]
         if len(keys) < 2:
             return {}
         left = np.stack([base[key] for key in keys])
         one = np.stack([self._truth[t, x] - self._measured[x][1] for t, x in keys]) - left
         two = np.stack([self.other[t, x] - self._measured[x][2] for t, x in keys]) - left
-        hat = np.stack([predicted[t, x] - self.reference[x] for t, x in keys]) - left
+        hat = np.stack([changes[key] for key in keys]) - left
         # Sums per condition, so that a bootstrap over them is cheap.
         missed, shared = ((one - hat) * (two - hat)).sum(1), (one * two).sum(1)
         drawn = np.random.default_rng(0).integers(len(keys), size=(DRAWS, len(keys)))

@@ -72,7 +72,7 @@ class PlainFCR(nn.Module):
             weight = self.weights[("z_x_vs_z_tx", "z_t_vs_z_tx")[k]]
             loss = loss + weight * critic(self.pairs(z, batch, k, z["z_tx"])).mean()
         latents = torch.cat(list(z.values()), dim=-1)
-        logits, log_theta = self.linear(latents) + self.network(latents), self.log_dispersion
+        logits, log_theta = self.network(latents, beside=self.linear), self.log_dispersion
         counts = SharedNegativeBinomial(
             logits, batch.library.log(), log_theta.clamp(-8, 12), validate_args=False
         )

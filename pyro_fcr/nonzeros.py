@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from scipy import sparse
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +60,17 @@ class NonZeros:
     @cached_property
     def place(self) -> Tensor:
         """Shape (C,), int64: each value's position among all, row by row."""
-        return self.row.long() * self.n_columns + self.column
+        start = torch.arange(self.shape[0]) * self.n_columns
+        start = torch.repeat_interleave(start, self.offsets.diff(), output_size=len(self.value))
+        return start.add_(self.column)
+
+    def row_sums(self, value: Tensor) -> Tensor:
+        """Return the sum over each row of other values at these places; (C,) to (B,)."""
+        ones = value.new_ones(self.n_columns, 1)
+        return F.embedding_bag(
+            self.column, ones, self.offsets, mode="sum", per_sample_weights=value,
+            include_last_offset=True,
+        ).view(-1)  # fmt: skip
 
     def with_values(self, value: Tensor) -> NonZeros:
         """Return the same places with other values; shape (C,)."""

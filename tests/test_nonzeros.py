@@ -61,3 +61,9 @@ def test_inference_tensors_are_searched_every_time():
         assert told(nonzeros(matrix)) == EXPECTED
         matrix[1, 1] = 7
         assert nonzeros(matrix).column.tolist() == [1, 1, 0, 2]
+
+
+def test_row_sums_of_other_values():
+    # Rows of one, none and two values.
+    matrix = torch.tensor([[0.0, 5.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 2.0]])
+    assert nonzeros(matrix).row_sums(torch.tensor([3.0, 4.0, 7.0])).tolist() == [3.0, 0.0, 11.0]

@@ -66,7 +66,7 @@ class NetworkDecoder(Decoder):
         if self.reads:
             code = self.code(batch)
             z = torch.cat([z, code.expand(*z.shape[:-1], -1)], dim=-1)
-        return self.linear(z) + self.network(z)
+        return self.network(z, beside=self.linear)
 
     @torch.no_grad()
     def turn(self, columns: slice, inverse: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -33,39 +34,48 @@ LARGEST_LOG = 80.0
 
 
 class _Pochhammer:
-    """log of Γ(y+θ) / Γ(θ) y! at non-zero counts, and its derivative by θ; both shape (C,).
+    """log of Γ(y+θ) / Γ(θ) θ^y y! at non-zero counts, and the derivative of Γ(y+θ) / Γ(θ) by θ.
 
-    For whole y these are sums over k < y of log (θ+k)/(1+k) and of 1/(θ+k). Most counts are
+    For whole y these are sums over k < y of log (1+k/θ)/(1+k) and of 1/(θ+k). Most counts are
     small, so a table of few rows serves them all but some, which are evaluated themselves.
     """
 
     def __init__(self, at: NonZeros, theta: Tensor) -> None:
-        self.theta = theta
-        row = at.value.clamp(1, TABULATED).long() - 1
+        self.at, self.theta = at, theta
+        row = at.value.clamp(1, TABULATED).int() - 1
         self.place = row * len(theta) + at.column
-        self.rest = (at.value != row + 1).nonzero().view(-1)
+        # Found by numpy in half the time.
+        self.rest = torch.from_numpy(np.flatnonzero((at.value != row + 1).numpy()))
         self.y = at.value[self.rest]
-        self.theta_rest = theta.index_select(0, at.column.index_select(0, self.rest))
+        self.column = at.column.index_select(0, self.rest)
+        self.theta_rest = theta.index_select(0, self.column)
         self.k = torch.arange(TABULATED, dtype=theta.dtype)[:, None]
         self.sums = torch.ones(TABULATED, TABULATED, dtype=theta.dtype).tril_()
 
     def value(self) -> Tensor:
-        out = self._summed(((self.theta + self.k) / (1 + self.k)).log())
+        """Return the logarithms; shape (C,)."""
+        out = _pick(self.sums @ ((self.k / self.theta).log1p() - self.k.log1p()), self.place)
         if len(self.rest):
             y, theta = self.y, self.theta_rest
             gammas = torch.lgamma(y + theta) - torch.lgamma(theta) - torch.lgamma(y + 1)
-            out.index_copy_(0, self.rest, gammas)
+            out.index_copy_(0, self.rest, gammas - y * theta.log())
         return out
 
-    def slope(self) -> Tensor:
-        out = self._summed((self.theta + self.k).reciprocal())
+    def slopes(self, weight: Tensor) -> Tensor:
+        """Return each gene's sum of derivatives, the counts weighted (C,); shape (G,).
+
+        The weights are used up.
+        """
+        # How much weight the counts y > k of a gene have: each adds its 1/(θ+k).
         if len(self.rest):
             y, theta = self.y, self.theta_rest
-            out.index_copy_(0, self.rest, torch.digamma(y + theta) - torch.digamma(theta))
-        return out
-
-    def _summed(self, terms: Tensor) -> Tensor:
-        return _pick(self.sums @ terms, self.place)
+            slope = torch.digamma(y + theta) - torch.digamma(theta)
+            slope *= weight.index_select(0, self.rest)
+            weight.index_fill_(0, self.rest, 0.0)
+        beyond = weight.new_zeros(TABULATED * len(self.theta)).index_add_(0, self.place, weight)
+        beyond = self.sums.T @ beyond.view(TABULATED, -1)
+        out = beyond.div_(self.theta + self.k).sum(0)
+        return out.index_add_(0, self.column, slope) if len(self.rest) else out
 
 
 def _pick(values: Tensor, place: Tensor) -> Tensor:
@@ -92,10 +102,9 @@ class _CellLogProb(torch.autograd.Function):
         theta = log_theta.exp()
         odds = (log_mean - log_theta).clamp_(max=LARGEST_LOG).exp_()
         softplus = odds.log1p()
-        log_share = _pick(log_mean, at.place) - _pick(log_theta, at.column)
-        log_share -= _pick(softplus, at.place)
         gammas = _Pochhammer(at, theta)
-        counted = at.value * log_share + gammas.value()
+        counted = _pick(log_mean, at.place).sub_(_pick(softplus, at.place))
+        counted = counted.mul_(at.value).add_(gammas.value())
         structural: Tensor | None = None
         if gate is None:
             out = -(softplus @ theta)
@@ -108,10 +117,9 @@ class _CellLogProb(torch.autograd.Function):
             out = (both - F.softplus(gate)).sum(-1)
             structural = excess.sigmoid_()
             structural.view(-1)[at.place] = 0
-        out.index_add_(0, at.row, counted)
         ctx.at, ctx.gammas = at, gammas
         ctx.save_for_backward(odds, softplus, theta, gate, structural)
-        return out
+        return out.add_(at.row_sums(counted))
 
     @staticmethod
     @once_differentiable
@@ -124,7 +132,7 @@ class _CellLogProb(torch.autograd.Function):
         # d/d log μ = y (1 − share) − θ share; d/d log θ = −d/d log μ − θ softplus + θ (ψ − ψ).
         grad_nz = _pick(grad, at.row)
         counted = grad_nz * at.value * (1 - _pick(share, at.place))
-        digammas = torch.zeros_like(theta).index_add_(0, at.column, grad_nz * ctx.gammas.slope())
+        digammas = ctx.gammas.slopes(grad_nz)
         d_gate: Tensor | None = None
         if gate is None:
             d_mean = share.mul_(-theta).mul_(grad[:, None])
@@ -142,46 +150,46 @@ class _CellLogProb(torch.autograd.Function):
 class _SharedLogProb(torch.autograd.Function):
     """The same, by what a softmax turns into shares of a cell's library: log μ = L + log p.
 
-    One exponential serves the softmax and the odds μ/θ, and the gradient by the logits, y (1 − s)
-    − θ s − p Σ_g (y (1 − s) − θ s) with s = μ / (μ + θ), is made while its parts are at hand.
+    One exponential serves the softmax and the odds μ/θ. With e = (y − μ) θ/(μ+θ), the derivative
+    by log μ, that by the logits is e − p Σ_g e, made while its parts are at hand; so it is the
+    passes over the matrix that count, and there are few.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, at: NonZeros, logits: Tensor, log_library: Tensor, log_theta: Tensor
+        ctx: Any, y: Tensor, at: NonZeros, logits: Tensor, log_library: Tensor, log_theta: Tensor
     ) -> Tensor:
-        theta, shares = log_theta.exp(), logits.softmax(-1)
-        odds = (shares * log_library.exp()[:, None]).mul_((-log_theta).exp())
-        softplus = odds.log1p()
+        theta, library = log_theta.exp(), log_library.exp()
+        shares = logits.softmax(-1)
         # Of the logits, for log p where p is too small to be told.
-        shift = log_library + shares.amax(-1).log() - logits.amax(-1)
-        log_odds = _pick(logits, at.place).add_(_pick(shift, at.row))
-        log_odds -= _pick(log_theta, at.column)
+        shift = log_library + shares.amax(-1).log_() - logits.amax(-1)
+        mean = shares.mul_(library[:, None])
+        odds = mean / theta
+        softplus = odds.log1p()
         gammas = _Pochhammer(at, theta)
-        counted = F.logsigmoid(log_odds).mul_(at.value).add_(gammas.value())
-        out = -(softplus @ theta).index_add_(0, at.row, counted, alpha=-1.0)
+        counted = _pick(logits, at.place).add_(_pick(shift, at.row))
+        counted = counted.sub_(_pick(softplus, at.place)).mul_(at.value).add_(gammas.value())
+        out = at.row_sums(counted).sub_(softplus @ theta)
         if not any(ctx.needs_input_grad):
             return out
-        counted = log_odds.neg_().sigmoid_().mul_(at.value)
-        share = torch.add(odds, 1.0).reciprocal_().mul_(odds)
-        by_library = -(share @ theta).index_add_(0, at.row, counted, alpha=-1.0)
-        by_logits = torch.mul(share, -theta, out=odds)
-        by_logits.addcmul_(shares, by_library[:, None], value=-1.0)
-        by_logits.view(-1).index_add_(0, at.place, counted)
-        ctx.at, ctx.counted, ctx.gammas = at, counted, gammas
-        ctx.save_for_backward(by_logits, by_library, softplus.sub_(share), theta)
+        excess = odds.add_(1.0).reciprocal_().mul_(y - mean)
+        by_library = excess.sum(-1)
+        by_theta = torch.addcmul(excess, softplus, theta, out=softplus)
+        # A cell without molecules has a mean of zero as well.
+        each = by_library / library.clamp_min(torch.finfo(library.dtype).tiny)
+        by_logits = excess.addcmul_(mean, each[:, None], value=-1.0)
+        ctx.at, ctx.gammas = at, gammas
+        ctx.save_for_backward(by_logits, by_library, by_theta, theta)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
-        by_logits, by_library, excess, theta = ctx.saved_tensors
-        at: NonZeros = ctx.at
-        # d/d log θ = −(y (1 − s) − θ s) − θ softplus + θ (ψ − ψ).
-        at_counts = _pick(theta, at.column).mul_(ctx.gammas.slope()).sub_(ctx.counted)
-        by_theta = -theta * (grad @ excess)
-        by_theta.index_add_(0, at.column, at_counts.mul_(_pick(grad, at.row)))
-        return None, by_logits * grad[:, None], by_library * grad, by_theta
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor, Tensor, Tensor]:
+        by_logits, by_library, by_theta, theta = ctx.saved_tensors
+        # d/d log θ = −e − θ softplus + θ (ψ(y+θ) − ψ(θ)).
+        slopes = ctx.gammas.slopes(_pick(grad, ctx.at.row))
+        d_theta = theta * slopes - grad @ by_theta
+        return None, None, by_logits * grad[:, None], by_library * grad, d_theta
 
 
 def _dense_log_prob(y: Tensor, log_mean: Tensor, log_theta: Tensor, gate: Tensor | None) -> Tensor:
@@ -357,8 +365,9 @@ class SharedNegativeBinomial(NegativeBinomial):
         shape = torch.broadcast_shapes(value.shape, self.logits.shape)
         logits = self.logits.expand(shape).reshape(-1, shape[-1])
         library = self.log_library.expand(shape[:-1]).reshape(-1)
-        at = _found(value, shape)
-        return _SharedLogProb.apply(at, logits, library, self.log_dispersion).reshape(shape[:-1])
+        y, at = value.expand(shape).reshape(-1, shape[-1]), _found(value, shape)
+        out = _SharedLogProb.apply(y, at, logits, library, self.log_dispersion)
+        return out.reshape(shape[:-1])
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):

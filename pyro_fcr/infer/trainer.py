@@ -401,8 +401,7 @@ class Trainer:
                 group["lr"].copy_(torch.as_tensor(values["rate"]))
             else:
                 group["lr"] = values["rate"]
-        for part in self.critics.values():
-            part.requires_grad_(False)
+        self._freeze_critics(True)
         weights = {name: values[name] for name in ("kl_weight", "ramp", "price")}
         terms = self.objective(batch, **weights)
         self.optimiser.zero_grad(set_to_none=True)
@@ -474,9 +473,9 @@ class Trainer:
         """Make the critics' gradients; return their loss and their accuracies."""
         if self.critic_optimiser is None:
             return self.failed.new_zeros(()), {}
+        self._freeze_critics(False)
         losses, accuracies = [], {}
         for name, part in self.critics.items():
-            part.requires_grad_(True)
             loss, accuracy = part.critic_loss(read[name], batch)
             losses.append(loss)
             accuracies[f"accuracy.{name}"] = accuracy.detach()
@@ -487,6 +486,10 @@ class Trainer:
         grads = [p.grad for p in self.critic_parameters if p.grad is not None]
         self.ranks.average([total, *grads])
         return total, accuracies
+
+    def _freeze_critics(self, frozen: bool) -> None:
+        for parameter in self.critic_parameters:
+            parameter.requires_grad_(not frozen)
 
     @torch.no_grad()
     def evaluate(self, source: BatchSource, n_cells: int) -> dict[str, float]:

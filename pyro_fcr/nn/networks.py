@@ -46,9 +46,26 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.last = nn.Linear(n_in, n_out, bias=last_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., n_in) to (..., n_out)."""
-        return self.last(self.layers(x))
+    def forward(self, x: Tensor, beside: nn.Linear | None = None) -> Tensor:
+        """Map (..., n_in) to (..., n_out).
+
+        Parameters
+        ----------
+        x
+            Shape (..., n_in).
+        beside
+            A linear map of the input, added to what the last layer makes, which then has no bias
+            of its own: both are one product.
+        """
+        hidden = self.layers(x)
+        if beside is None:
+            return self.last(hidden)
+        joined = torch.cat([hidden, x], dim=-1)
+        weight = torch.cat([self.last.weight, beside.weight], dim=1)
+        if torch.is_autocast_enabled(x.device.type):
+            # Half precision would round what the bias adds to.
+            return F.linear(joined, weight).float() + beside.bias
+        return F.linear(joined, weight, beside.bias)
 
     @property
     def first(self) -> nn.Linear:
@@ -139,7 +156,7 @@ class ParallelMLP(nn.Module):
 
     def _activate(self, hidden: Tensor, layer: int) -> Tensor:
         gain, bias = self.norms_kd[layer].unsqueeze(2)
-        return F.gelu(F.layer_norm(hidden, (self.width,)) * gain + bias)
+        return F.gelu(torch.addcmul(bias, F.layer_norm(hidden, (self.width,)), gain))
 
 
 def _uniform(fan_in: int, *shape: int) -> Tensor:

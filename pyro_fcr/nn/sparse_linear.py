@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SparseFeatures"]
 
-COLUMNS = 64
+COLUMNS = 96
 """Outputs that are made at a time: a table of so many columns stays in a core's cache."""
 
 

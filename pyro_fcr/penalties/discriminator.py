@@ -88,9 +88,8 @@ class PermutationDiscriminator(Adversarial):
         given = self._given.one_hot(batch)
         pairs = [torch.cat([left, side, given], dim=-1) for side in (right, permuted)]
         real, fake = self.critic(torch.cat(pairs)).squeeze(-1).chunk(2)
-        loss = F.softplus(-real).mean() + F.softplus(fake).mean()
-        accuracy = ((real > 0).float().mean() + (fake <= 0).float().mean()) / 2
-        return loss, accuracy
+        wrong = torch.cat([-real, fake])
+        return 2 * F.softplus(wrong).mean(), (wrong <= 0).float().mean()
 
     def _right(self, z: Mapping[str, Tensor], batch: Batch) -> Tensor:
         return z[self.right] if self._label is None else self._label.one_hot(batch)

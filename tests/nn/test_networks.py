@@ -69,3 +69,17 @@ def test_mlp_shapes_and_linear_case():
     flat = MLP(3, 2, hidden=(), last_bias=False)
     x = torch.randn(4, 3)
     torch.testing.assert_close(flat(2 * x), 2 * flat(x))
+
+
+def test_a_linear_map_beside_is_added():
+    network, beside = MLP(3, 5, hidden=(4,), last_bias=False), torch.nn.Linear(3, 5)
+    x = torch.randn(2, 6, 3)
+    torch.testing.assert_close(network(x, beside=beside), network(x) + beside(x))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        # A bias of -20 with five digits: half precision alone would keep two.
+        beside.bias.fill_(-20.01)
+        network.last.weight.zero_()
+        beside.weight.zero_()
+        torch.testing.assert_close(
+            network(x, beside=beside), beside.bias.expand(2, 6, 5), rtol=0, atol=0
+        )

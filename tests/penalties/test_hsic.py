@@ -138,7 +138,9 @@ def test_following_the_gradient_removes_the_dependence():
     assert made({"z": z}, batch).item() < 0.02 * start
 
 
-@pytest.mark.parametrize("case", ["one label", "singletons", "two cells", "constant block"])
+@pytest.mark.parametrize(
+    "case", ["one label", "singletons", "two cells", "constant block", "groups of one"]
+)
 def test_degenerate_batches_are_finite(case):
     made, n = penalty(3, 3), 30
     label, stratum = torch.arange(n) % 3, torch.arange(n) // 10
@@ -149,6 +151,9 @@ def test_degenerate_batches_are_finite(case):
         label, stratum, z = label[:3], torch.arange(3), z[:3]
     elif case == "two cells":
         label, stratum, z = label[:2], stratum[:2], z[:2]
+    elif case == "groups of one":
+        # No spread within groups to whiten by: the distances are all there is, and huge.
+        label, stratum, z = label[:9], torch.arange(9) // 3, 100 * z[:9]
     else:
         z = torch.ones(n, 3)
     z.requires_grad_()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pyro_fcr import arguments
 from pyro_fcr.analysis.draws import seeded
 from pyro_fcr.decoders import Decoder, NetworkDecoder
 from pyro_fcr.errors import NothingToTell, SlotError, sentence
@@ -248,6 +249,11 @@ def _bound_guide(
         sites = guide.missing(global_sites(model, batch), batch)
         if sites:
             guide.bind_globals(model, sites)
+    if not callable(guide):
+        raise arguments.refused(
+            given, where="guide=", expected="one of pf.guides, or a module called with a batch",
+            hint="leave it out for amortised encoders",
+        )  # fmt: skip
     # An AutoGuide makes its parameters at its first call; the optimiser must see them.
     with torch.no_grad():
         guide(batch)
@@ -259,10 +265,10 @@ def _bound_terms(
 ) -> tuple[dict[str, Weighted], dict[str, Weighted]]:
     terms = dict(declaration.terms)
     for name, given in recipe.penalties.items():
-        if isinstance(given, tuple):
-            terms[name] = Weighted(*given)
-        elif name in terms:
-            terms[name] = terms[name]._replace(weight=float(given))
+        if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Penalty | Head):
+            part, weight = given
+        elif name in terms and not isinstance(given, tuple):
+            part, weight = terms[name].part, given
         else:
             raise SlotError(
                 sentence(
@@ -273,6 +279,8 @@ def _bound_terms(
                     hint="give a penalty of your own as (penalty, weight)",
                 )
             )
+        where = f"penalties={{{name!r}: }}"
+        terms[name] = Weighted(part, arguments.number(weight, where, least=0, hint="0 is off"))
     active = {}
     for name, (part, weight) in terms.items():
         if not weight:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ArgumentError",
     "BenchmarkError",
     "CategoryError",
     "CountsError",
@@ -45,6 +46,10 @@ def sentence(what: str, *, where: str, expected: str, got: str, hint: str) -> st
 
 class FCRError(ValueError):
     """Base of every error this package raises on purpose."""
+
+
+class ArgumentError(FCRError):
+    """An argument is of a kind, or in a range, that makes no sense."""
 
 
 class SchemaError(FCRError):

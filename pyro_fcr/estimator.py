@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_fcr import io
+from pyro_fcr import arguments, io
 from pyro_fcr.analysis.conditions import condition_cells
 from pyro_fcr.analysis.leakage import block_leakage
 from pyro_fcr.assembly import Declaration, Recipe, assemble
@@ -125,6 +125,21 @@ class Estimator(Fitted):
         **options: Any,
     ) -> None:
         self._check_options(options)
+        if not isinstance(schema, Schema):
+            raise arguments.refused(
+                schema, where="schema=", expected="a pyro_fcr.Schema",
+                hint="pf.Schema(treatment='COLUMN', control='LABEL') says which column is what",
+            )  # fmt: skip
+        for name, given in {"sizes": sizes, "priors": priors, "penalties": penalties}.items():
+            arguments.mapping(given or {}, f"{name}=", of="one for each block or term")
+        sizes = {
+            name: arguments.whole(size, f"sizes={{{name!r}: }}", least=1)
+            for name, size in (sizes or {}).items()
+        }
+        hidden = [
+            arguments.whole(width, "hidden=", least=1, hint="(128, 128) is the default")
+            for width in (hidden if isinstance(hidden, (list, tuple)) else [hidden])
+        ]
         likelihood = resolve(likelihood)
         counts = likelihood.reads_counts if require_counts is None else require_counts
         library: Literal["totals", "ones"] = "totals" if likelihood.reads_counts else "ones"
@@ -149,6 +164,12 @@ class Estimator(Fitted):
         self.design, self.sizes = design, sizes
         declare: Any = self.declare
         self.declaration = declare(design, sizes, **recipe.options)
+        blocks = [block.name for block in self.declaration.blocks]
+        for name in sizes.keys() - set(blocks):
+            hint = checks.nearest(name, blocks, "leave it out").rstrip("?")
+            raise arguments.refused(
+                name, where="sizes=", expected=f"blocks of {blocks}", hint=hint
+            )
         if recipe.batch_in_decoder is None:
             use_batch = bool(design.batches) and self.declaration.batch_in_decoder
             recipe = dataclasses.replace(recipe, batch_in_decoder=use_batch)
@@ -369,6 +390,21 @@ class Estimator(Fitted):
                     hint="512 is the default, and 'auto' finds one that fits into memory",
                 )
             )
+        if max_epochs is not None:
+            arguments.whole(max_epochs, "fit(max_epochs=)", least=0)
+        if validate_every is not None:
+            arguments.whole(validate_every, "fit(validate_every=)", least=1)
+        if threads != "auto":
+            arguments.whole(threads, "fit(threads=)", least=0, hint="'auto' is the default")
+        if split is not None and not isinstance(split, Split):
+            raise arguments.refused(
+                split, where="fit(split=)", expected="a Split", hint="pf.splits makes them"
+            )
+        if resume and checkpoint is None:
+            raise arguments.refused(
+                None, where="fit(resume=True, checkpoint=)", expected="the checkpoint's file",
+                hint="name it, or leave resume out",
+            )  # fmt: skip
         train, valid = self.cells, None
         if split is not None:
             train = self.cells.subset(split.mask(self.cells, "train"))

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["finish", "together", "whole"]
 
-REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-"""What a file system says that will not take a file."""
+REFUSALS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+"""What a file system says that will not take a file, or has another thing in its place."""
 
 COMPLETE = ".complete"
 """Files that belong together and are all whole; those still in it are yet to be moved."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pyro_fcr import io
+from pyro_fcr import arguments, io
 from pyro_fcr.assembly import Recipe
 from pyro_fcr.errors import FCRError, LoadError, sentence
 from pyro_fcr.estimator import FEATURES, HISTORY, WEIGHTS, Estimator
@@ -65,6 +66,10 @@ def load(
     LoadError
         If the folder is missing, damaged, of another layout, or needs parts not given.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise arguments.refused(
+            path, where="load", expected="the folder that save() wrote", hint="pass its path"
+        )
     folder = Path(path)
     finish(folder)
     saved = io.read_json(folder / "model.json")

@@ -23,7 +23,7 @@ NAME = "pyro_fcr"
 FRONT = "__init__"  # the room of pyro_fcr/__init__.py
 
 # The direction of imports, as ARCHITECTURE.md draws it. A room may always import itself.
-LEAVES = frozenset({"errors", "files", "nonzeros", "reading", "_version"})
+LEAVES = frozenset({"arguments", "errors", "files", "nonzeros", "reading", "_version"})
 GROUND = LEAVES | {"data", "nn", "distributions"}
 PARTS = GROUND | {"decoders", "priors", "likelihoods", "penalties"}
 MODEL = PARTS | {"guides", "model"}
@@ -32,6 +32,7 @@ USES = READS | {"assembly", "fitted", "estimator", "loading", "systems", "simula
 ALLOWED: dict[str, frozenset[str]] = {
     "_version": frozenset(),
     "errors": frozenset(),
+    "arguments": frozenset({"errors"}),
     "files": frozenset({"errors"}),
     "reading": frozenset(),
     "nonzeros": frozenset(),

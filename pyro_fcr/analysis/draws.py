@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro import poutine
 
+from pyro_fcr import arguments
 from pyro_fcr.model import OBSERVATION
 from pyro_fcr.nn import in_cell_plate, latent_sites, marginal
 
@@ -33,6 +34,7 @@ def seeded(seed: int, part: int = 0) -> Iterator[None]:
     part
         Which part of the work this is, so that parts do not repeat one another's noise.
     """
+    arguments.whole(seed, "seed=", least=0)
     # Far apart, so that neighbouring seeds never meet in some part of one another's work.
     seed = (int(seed) * 1_000_003 + part) % 2**63
     with torch.random.fork_rng():
@@ -94,6 +96,7 @@ def draw_globals(
     draws
         Number of draws.
     """
+    arguments.whole(draws, "draws=", least=1)
     trace = poutine.trace(guide).get_trace(batch)
     names = [name for name, site in latent_sites(trace).items() if not in_cell_plate(site)]
     if not names:

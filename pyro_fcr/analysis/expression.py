@@ -71,8 +71,8 @@ def expected_counts(
     """
     n, genes = len(factual), factual.design.n_genes
     out = into or Expression(*(np.empty((n, genes), np.float32) for _ in range(4)))
-    size = max(1, min(512, DRAWN_VALUES // max(1, draws * genes)))
     shared = _shared(guide, factual, draws, seed, device)
+    size = max(1, min(512, DRAWN_VALUES // max(1, draws * genes)))
     for start in range(0, n, size):
         rows = slice(start, start + size)
         before, after = factual.batch(rows).to(device), intervened.batch(rows).to(device)

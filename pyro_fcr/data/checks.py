@@ -19,6 +19,7 @@ from pyro_fcr.errors import (
     SchemaError,
     sentence,
 )
+from pyro_fcr.reading import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -151,7 +152,18 @@ def labels(obs: pd.DataFrame, name: str, *, role: str) -> tuple[NDArray[np.int64
         If the column is missing or has missing values.
     """
     values = column(obs, name, role=role)
-    codes, uniques = pd.factorize(values, use_na_sentinel=True)
+    try:
+        codes, uniques = pd.factorize(values, use_na_sentinel=True)
+    except TypeError as error:
+        raise SchemaError(
+            sentence(
+                f"the {role} column {name!r} holds no labels",
+                where="adata.obs",
+                expected="strings, numbers or booleans",
+                got=first_line(error),
+                hint="give each cell one label",
+            )
+        ) from error
     texts = np.asarray([str(value) for value in uniques], dtype=object)
     blank = np.asarray([not text.strip() for text in texts], dtype=bool)
     missing = codes < 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_fcr import arguments
 from pyro_fcr.data import checks
 from pyro_fcr.errors import CategoryError, DesignError, LoadError, SchemaError, sentence
 
@@ -264,7 +265,7 @@ def hold_out(
         If no cell matches, or no cell is left.
     """
     _fraction("valid", valid)
-    if not held_out:
+    if not arguments.mapping(held_out, "hold_out", of="values of columns"):
         raise DesignError(
             sentence(
                 "nothing to hold out",

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from pyro_fcr import arguments
 from pyro_fcr.errors import GeneError, LoadError, SchemaError, sentence
 from pyro_fcr.reading import DAMAGE, first_line, regular
 
@@ -304,6 +305,13 @@ def open_data(data: Any) -> Any:
                          hint="check the pattern that listed them")
             )  # fmt: skip
         return Stored([Path(path) for path in data])
+    if not hasattr(data, "obs_names") or not hasattr(data, "var_names"):
+        raise arguments.refused(
+            data,
+            where="adata",
+            expected="an AnnData, the path of an .h5ad file or a Zarr store, or a list of paths",
+            hint="wrap a matrix: anndata.AnnData(counts, obs=..., var=...)",
+        )
     return data
 
 

@@ -10,7 +10,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from pyro_fcr import io
+from pyro_fcr import arguments, io
 from pyro_fcr.analysis.expression import Expression, expected_counts
 from pyro_fcr.errors import DesignError, sentence
 from pyro_fcr.fitted.core import Core
@@ -101,6 +101,11 @@ class Counterfactuals(Core):
             If nothing in the model depends on what ``do`` sets, or the cells lack a label that
             is read.
         """
+        if not arguments.mapping(do, "do=", of="what to set"):
+            raise arguments.refused(
+                do, where="do=", expected="a label or a dose to set",
+                hint="reconstruct() tells what is",
+            )  # fmt: skip
         factual = self.encode(adata)
         intervened, redraw = self.design.do(factual, do), self.descendants(do)
         obs, before = intervened.obs(), factual.obs()
@@ -218,6 +223,7 @@ class Counterfactuals(Core):
         self._fitted()
         intervened, redraw = self.design.do(factual, do) if do else factual, self.descendants(do)
         if library is not None:
+            arguments.number(library, "library=", least=1e-30, most=1e12)
             same = np.full(len(factual), library, np.float32)
             intervened = replace(intervened, library=same)
         if do and not redraw and not self.model.decoder.reads & self.design.causes(do):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pyro_fcr import arguments
 from pyro_fcr.errors import FitError, sentence
 
 __all__ = ["Plan", "Settled"]
@@ -55,7 +56,15 @@ class Plan:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a plan without steps, and a time before the first."""
+        """Refuse a plan without steps, shares and weights that are none, and a time before all."""
+        for name, least, most in (
+            ("learning_rate", 0.0, math.inf),
+            ("kl_warmup", 0.0, 1.0),
+            ("penalty_warmup", 0.0, 1.0),
+            ("head_start", 1.0, math.inf),
+            ("weight_decay", 0.0, math.inf),
+        ):
+            arguments.number(getattr(self, name), f"fit({name}=)", least=least, most=most)
         if self.steps < 1:
             raise FitError(
                 sentence(

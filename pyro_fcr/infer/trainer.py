@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from pyro_fcr import arguments
 from pyro_fcr.errors import FCRError, FitError, NonFiniteError, WriteError, sentence
 
 if TYPE_CHECKING:
@@ -52,7 +53,17 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if str(device) != "auto":
-        return torch.device(device)
+        try:
+            found = torch.device(device)
+            torch.empty(0, device=found)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise arguments.refused(
+                device,
+                where="device=",
+                expected="'auto', 'cpu', or a device that this torch has",
+                hint="leave it at 'auto'",
+            ) from error
+        return found
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

@@ -1,0 +1,79 @@
+"""Arguments of the user's: of the right kind, and in a range that makes sense."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+from pyro_fcr.errors import ArgumentError, sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["mapping", "number", "refused", "whole"]
+
+
+def refused(value: Any, *, where: str, expected: str, hint: str) -> ArgumentError:
+    """Return the error for an argument.
+
+    Parameters
+    ----------
+    value
+        What was given.
+    where
+        The argument as it is written, with its equals sign.
+    expected, hint
+        As for :func:`~pyro_fcr.errors.sentence`.
+    """
+    got = repr(value)
+    got = got if len(got) <= 60 else f"a {type(value).__name__}"
+    return ArgumentError(
+        sentence("an unusable argument", where=where, expected=expected, got=got, hint=hint)
+    )
+
+
+def whole(value: Any, where: str, *, least: int, hint: str = "leave it out") -> int:
+    """Return a whole number of at least ``least`` that 64 bits hold.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none.
+    """
+    right = isinstance(value, Integral) and not isinstance(value, bool)
+    if not right or not least <= value < 2**63:
+        expected = f"a whole number of at least {least}, below 2**63"
+        raise refused(value, where=where, expected=expected, hint=hint)
+    return int(value)
+
+
+def number(
+    value: Any, where: str, *, least: float, most: float = math.inf, hint: str = "leave it out"
+) -> float:
+    """Return a finite number from ``least`` to ``most``.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none.
+    """
+    right = isinstance(value, Real) and not isinstance(value, bool)
+    if not right or not math.isfinite(value) or not least <= value <= most:
+        limit = f" and at most {most:g}" if math.isfinite(most) else ""
+        expected = f"a finite number of at least {least:g}{limit}"
+        raise refused(value, where=where, expected=expected, hint=hint)
+    return float(value)
+
+
+def mapping(value: Any, where: str, *, of: str) -> Mapping[str, Any]:
+    """Return something that holds values by name.
+
+    Raises
+    ------
+    ArgumentError
+        If it does not.
+    """
+    if not hasattr(value, "items"):
+        raise refused(value, where=where, expected=f"{of} by name", hint="write {'name': ...}")
+    return value

@@ -109,6 +109,9 @@ def finish(folder: str | Path) -> None:
         Where the files go.
     """
     stage = Path(folder) / COMPLETE
+    if stage.is_symlink():
+        # Nobody here makes one: it would have the files of another folder moved.
+        return
     with suppress(OSError):
         for path in sorted(stage.iterdir()):
             if path.is_file() and not path.is_symlink():

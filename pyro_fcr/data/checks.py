@@ -19,7 +19,7 @@ from pyro_fcr.errors import (
     SchemaError,
     sentence,
 )
-from pyro_fcr.reading import first_line
+from pyro_fcr.reading import first_line, intact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -360,6 +360,20 @@ def _locate(adata: AnnData, layer: str | None) -> Any:
                 hint=f"name a layer with Schema(counts=...); {_layers(adata)}",
             )
         )
+    if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):
+        width = matrix.shape[matrix.format == "csr"]
+        try:
+            intact(matrix.indptr, matrix.indices, len(matrix.data), width)
+        except ValueError as error:
+            raise CountsError(
+                sentence(
+                    "a damaged sparse matrix",
+                    where=count_matrix_name(layer),
+                    expected="rows and columns inside the matrix",
+                    got=str(error),
+                    hint="make the matrix again, or read its file again",
+                )
+            ) from error
     if sparse.issparse(matrix) and matrix.format != "csr":
         return matrix.tocsr()
     return matrix

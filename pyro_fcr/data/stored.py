@@ -16,7 +16,7 @@ from scipy import sparse
 
 from pyro_fcr import arguments
 from pyro_fcr.errors import GeneError, LoadError, SchemaError, sentence
-from pyro_fcr.reading import DAMAGE, first_line, regular
+from pyro_fcr.reading import DAMAGE, first_line, intact, regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,8 +42,11 @@ class _Part(NamedTuple):
         """Return a matrix that can be read by rows, or ``None`` for any other."""
         if isinstance(matrix, ad.abc.CSRDataset):
             group = matrix.group
-            pointers = np.asarray(group["indptr"][:], dtype=np.int64)
-            arrays = (group["data"], group["indices"], pointers)
+            with _reading(group.name):
+                pointers = np.asarray(group["indptr"][:], dtype=np.int64)
+                arrays = (group["data"], group["indices"], pointers)
+                if pointers[0] != 0 or pointers[-1] != len(group["data"]):
+                    raise ValueError("rows of a sparse matrix that are not all of its values")
             return cls(tuple(matrix.shape), arrays, source=matrix)
         if type(matrix).__module__.split(".")[0] in ("h5py", "zarr") and matrix.ndim == 2:
             return cls(tuple(matrix.shape), (matrix,))
@@ -71,6 +74,7 @@ class _Part(NamedTuple):
         data, indices, pointers = self.arrays
         first, last = int(pointers[start]), int(pointers[stop])
         values = (data[first:last], indices[first:last], pointers[start : stop + 1] - first)
+        intact(values[2], values[1], len(values[0]), self.shape[1])
         return sparse.csr_matrix(values, shape=(stop - start, self.shape[1]))
 
 
@@ -197,6 +201,7 @@ class Stored:
         self.paths = tuple(paths)
         self._groups = [_open(path) for path in self.paths]
         frames = [_element(g, "obs", p) for g, p in zip(self._groups, self.paths, strict=True)]
+        self._sizes = [len(frame) for frame in frames]
         self.obs: pd.DataFrame = frames[0] if len(frames) == 1 else pd.concat(map(_plain, frames))
         self.var: pd.DataFrame = _element(self._groups[0], "var", self.paths[0])
         self._columns = [None, *map(self._alignment, self._groups[1:], self.paths[1:])]
@@ -254,7 +259,9 @@ class Stored:
 
     def _matrix(self, key: str) -> StoredCounts:
         parts = []
-        for group, path, columns in zip(self._groups, self.paths, self._columns, strict=True):
+        for group, path, columns, n_cells in zip(
+            self._groups, self.paths, self._columns, self._sizes, strict=True
+        ):
             with _reading(path):
                 found = _lazy(group[key]) if key in group else None
                 part = None if found is None else _Part.of(found)
@@ -267,6 +274,16 @@ class Stored:
                         expected="a CSR or dense matrix",
                         got=told,
                         hint="write the matrix with adata.X = adata.X.tocsr(), or load the file",
+                    )
+                )
+            if part.shape != (n_cells, self.n_vars):
+                raise LoadError(
+                    sentence(
+                        "counts of other cells or genes",
+                        where=f"{path}: {key}",
+                        expected=f"a matrix of shape {(n_cells, self.n_vars)}, as obs and var",
+                        got=f"{part.shape}",
+                        hint="write the file again with adata.write_h5ad or adata.write_zarr",
                     )
                 )
             parts.append(part._replace(columns=columns))

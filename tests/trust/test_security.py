@@ -18,12 +18,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from fuzzing import Bomb, Readers, alarm, bombs
+from scipy import sparse
 from tiny import fit, tiny_adata, tiny_fcr
 
 import pyro_fcr as pf
 from pyro_fcr.analysis.report import write_report
 from pyro_fcr.data import open_data
-from pyro_fcr.errors import FCRError, LoadError
+from pyro_fcr.errors import CountsError, FCRError, LoadError, WriteError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,6 +102,71 @@ def test_hashes_of_files_elsewhere_are_not_looked_at(readers) -> None:
     told["files"] |= {"../secret": "0", "/etc/passwd": "0"}
     (copied / "model.json").write_text(json.dumps(pf.io.seal(told)))
     pf.load(copied)
+
+
+def test_a_folder_of_whole_files_that_is_a_link_has_nothing_moved(readers, tmp_path) -> None:
+    # What a killed save() left is moved by whoever comes next, but not out of another folder.
+    elsewhere = readers._copy(readers.sample("pf.load (FCR)"))
+    elsewhere = elsewhere.rename(tmp_path / "elsewhere")
+    before = {path.name: path.read_bytes() for path in elsewhere.iterdir()}
+    copied = readers._copy(readers.sample("pf.load (FCR)"))
+    (copied / ".complete").symlink_to(elsewhere)
+    model = pf.load(copied)
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before
+    with pytest.raises(WriteError, match="Not a directory"):
+        model.save(copied)
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before
+
+
+def damaged(matrix: sparse.csr_matrix, how: str) -> None:
+    """Let a sparse matrix point beyond itself, as a damaged file does."""
+    if how == "a column beyond":
+        matrix.indices[3] = 10**6
+    elif how == "a column before":
+        matrix.indices[3] = -1
+    elif how == "a row beyond":
+        matrix.indptr[3] = 2**30
+    elif how == "rows out of order":
+        matrix.indptr[3], matrix.indptr[4] = matrix.indptr[5], matrix.indptr[2]
+    else:
+        matrix.indptr[0] = 2
+
+
+BEYOND = ["a column beyond", "a column before", "a row beyond", "rows out of order", "no start"]
+
+
+@pytest.mark.parametrize("how", BEYOND)
+@pytest.mark.parametrize("place", ["file", "memory", "memory, by columns"])
+def test_a_sparse_matrix_that_points_beyond_itself_is_refused(how, place, tmp_path) -> None:
+    # Compiled code would read, and write, what lies there.
+    adata = tiny_adata(per_condition=6, n_genes=8)
+    adata.X = (sparse.csc_matrix if "columns" in place else sparse.csr_matrix)(adata.X)
+    if place == "file":
+        adata.write_h5ad(tmp_path / "a.h5ad")
+        with h5py.File(tmp_path / "a.h5ad", "a") as file:
+            found = sparse.csr_matrix(adata.X)
+            damaged(found, how)
+            file["X/indices"][:], file["X/indptr"][:] = found.indices, found.indptr
+        with (
+            alarm(60),
+            pytest.raises(LoadError, match=r"cannot be read.*(rows|column) of a sparse"),
+        ):
+            tiny_fcr(tmp_path / "a.h5ad")
+        return
+    damaged(adata.X, how)
+    with alarm(60), pytest.raises(CountsError, match=r"damaged sparse matrix \(adata.X\)"):
+        tiny_fcr(adata)
+
+
+@pytest.mark.parametrize("shape", [(2**40, 8), (3, 8), (54, 2**40), (54, 7)])
+def test_a_matrix_that_declares_another_shape_is_refused(shape, tmp_path) -> None:
+    adata = tiny_adata(per_condition=6, n_genes=8)
+    adata.X = sparse.csr_matrix(adata.X)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "a") as file:
+        file["X"].attrs["shape"] = np.array(shape)
+    with alarm(60), pytest.raises(LoadError, match=r"\(54, 8\), as obs and var, got"):
+        tiny_fcr(tmp_path / "a.h5ad")
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device"])

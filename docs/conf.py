@@ -31,6 +31,7 @@ include_patterns = [
 nb_execution_mode = os.environ.get("PYRO_FCR_DOCS_EXECUTION", "off")
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
+nb_output_stderr = "remove"  # progress bars that a page cannot draw
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jupytext
 import pytest
@@ -11,6 +12,9 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
 SECONDS = 600  # for one cell
@@ -28,14 +32,16 @@ class ThisInterpreter(AsyncKernelManager):
         )
 
 
-def execute(path: Path, folder: Path, *, seconds: int = SECONDS) -> None:
+def execute(path: Path, folder: Path, *, seconds: int = SECONDS) -> NotebookNode:
     """Run a percent-format script as a notebook, cell by cell, in a folder."""
+    notebook: NotebookNode = jupytext.read(path, fmt="py:percent")
     NotebookClient(
-        jupytext.read(path, fmt="py:percent"),
+        notebook,
         kernel_manager_class=ThisInterpreter,
         timeout=seconds,
         resources={"metadata": {"path": str(folder)}},
     ).execute()
+    return notebook
 
 
 @pytest.mark.slow

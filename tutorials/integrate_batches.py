@@ -30,11 +30,10 @@
 # %matplotlib inline
 import warnings
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 import pyro_fcr as pf
+from pyro_fcr import plots
 from pyro_fcr.errors import DesignWarning
 from pyro_fcr.evaluate import log_normalised, principal_components, separability
 
@@ -85,15 +84,7 @@ pd.DataFrame(
 ).round(2)
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
-for axis, (name, z) in zip(axes, spaces.items(), strict=True):
-    centred = z - z.mean(0)
-    flat = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
-    for protocol in np.unique(batch):
-        axis.scatter(*flat[batch == protocol].T, s=4, alpha=0.6, label=protocol)
-    axis.set_title(name)
-axes[0].legend(markerscale=2, fontsize=8)
-figure
+plots.overview(model.latents(adata), adata.obs, color=["batch", "cell_line"])[0, 0].figure
 
 # %% [markdown]
 # ## As if all had been measured alike

@@ -19,7 +19,6 @@
 # %%
 # %matplotlib inline
 import numpy as np
-from matplotlib.figure import Figure
 
 import pyro_fcr as pf
 
@@ -48,6 +47,7 @@ print(hasty.diagnose())
 weights = good.importance(adata[:300], draws=200)
 print(f"k-hat above 0.7 in {np.mean(weights.k_hat > 0.7):.0%} of cells")
 print(f"bound {weights.bound.mean():.1f}, ELBO {weights.elbo.mean():.1f} nats a cell")
+pf.plots.importance(weights)[0].figure
 
 # %% [markdown]
 # The weights can mend what the guide gets wrong: `reweighted_moments` are means and spreads under
@@ -61,25 +61,25 @@ float(np.corrcoef(mended["z_x"][0][:, 0], good.latents(adata[:300])["z_x"]["z_x_
 # ## Are the intervals of single cells honest?
 #
 # Simulation-based calibration: draw latents from the model, counts from the latents, and ask where
-# the truth ranks among the guide's draws. Flat is right; a valley in the middle means that the
-# intervals are too narrow.
+# the truth ranks among the guide's draws. The grey band is where the line should
+# stay; a valley in the middle means that the intervals are too narrow.
 
 # %%
 cells = good.encode(adata)
 ranks = pf.diagnostics.simulated_ranks(
     good.model, good.guide, [cells.batch(slice(0, 1000))], draws=99, seed=0
 )
-figure = Figure(figsize=(6, 2), layout="constrained")
-for ax, (name, values) in zip(figure.subplots(1, 3, sharey=True), ranks.items(), strict=True):
-    ax.hist(values.ravel(), bins=20, color=pf.plots.PALETTE[0])
-    ax.set_title(name)
-figure
+pf.plots.rank_histogram(ranks, draws=99)[0].figure
 
 # %% [markdown]
 # ## Do replicated counts look like the counts?
 
 # %%
-good.predictive_checks(adata, draws=5).round(3)
+checks = good.predictive_checks(adata, draws=5)
+checks.round(3)
+
+# %%
+pf.plots.predictive_checks(checks)[0].figure
 
 # %% [markdown]
 # ## What does each block hold?
@@ -88,4 +88,19 @@ good.predictive_checks(adata, draws=5).round(3)
 # overlap; how many components are in use.
 
 # %%
-pf.diagnostics.block_use(good.guide, good.model, [cells.batch()]).round(2)
+use = pf.diagnostics.block_use(good.guide, good.model, [cells.batch()])
+use.round(2)
+
+# %%
+pf.plots.block_use(use).figure
+
+# %% [markdown]
+# ## Would another seed have found the same?
+#
+# `stability` compares fits that differ in nothing but their seed: whole blocks, and components
+# matched one by one. Every dot is a pair of fits, 1 is the same.
+
+# %%
+other = pf.FCR(adata, schema, sizes=sizes)
+other.fit(max_epochs=120, seed=1, progress=False)
+pf.plots.stability(pf.stability([good, other], adata)).figure

@@ -23,11 +23,11 @@
 
 # %%
 # %matplotlib inline
-import matplotlib.figure
 import numpy as np
 import pandas as pd
 
 import pyro_fcr as pf
+from pyro_fcr import plots
 
 # %% [markdown]
 # ## The data
@@ -76,13 +76,7 @@ targets[targets["selected"]].round(2)
 # %%
 order = [*axis, *others, *null]
 inclusion = targets["inclusion"].unstack().loc[order]
-figure = matplotlib.figure.Figure(figsize=(6, 4.5), layout="constrained")
-axes = figure.subplots()
-image = axes.imshow(inclusion, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-axes.set_yticks(range(len(order)), order)
-axes.set_xticks(range(inclusion.shape[1]), inclusion.columns)
-figure.colorbar(image, label="inclusion probability")
-figure
+plots.masks(inclusion, title="which latents a knock-out moves").figure
 
 # %% [markdown]
 # Whether the pathway shares its latents can be said in one number per gene: how likely is it to

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pyro_fcr.analysis import plots
+from pyro_fcr.analysis.diagnostics import Importance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,14 +131,48 @@ RANKS = {
     "z_x": np.arange(2000) % 100, "z_t": 30 + np.arange(2000) % 40, "z_tx": np.arange(2000) % 97,
 }  # fmt: skip
 
+USE = pd.DataFrame(
+    {"size": [8, 4, 4], "information": [2.8, 2.4, 0.02], "overlap": [0.62, 0.66, 0.99],
+     "used": [8, 4, 0]},
+    index=pd.Index(["z_x", "z_t", "z_tx"], name="block"),
+)  # fmt: skip
+
+CHECKS = pd.DataFrame(
+    {
+        "observed": [1843.0, 0.21, 0.675, -1.1, -0.9, 0.031],
+        "low": [1838.0, 0.205, 0.678, -1.12, -1.02, 0.018],
+        "high": [1852.0, 0.212, 0.681, -1.09, -0.97, 0.024],
+        "agreement": [np.nan, np.nan, 0.99, 1.0, 0.98, 0.87],
+    },
+    index=["total counts of a cell", "spread of total counts (sd of log10)",
+           "share of zeros by gene", "mean of genes (log10)", "variance of genes (log10)",
+           "correlation of genes"],
+)  # fmt: skip
+
+AGREEMENT = pd.DataFrame(
+    {
+        "block": np.repeat(["z_x", "z_t", "z_tx"], 3),
+        "mcc": [0.91, 0.88, 0.94, 0.82, 0.77, 0.8, 0.41, 0.55, 0.48],
+        "r2": [0.98, 0.97, 0.98, 0.95, 0.93, 0.94, 0.78, 0.7, 0.74],
+    }
+)
+
+
+def weights() -> Importance:
+    i = np.modf(np.arange(400) * 0.618034)[0]
+    return Importance(1.1 * i**2, 4 * i**3 - 900, np.full(400, -900.0), np.zeros((400, 1)), {})
+
+
 BY_BLOCK = {"z_x": points(), "z_t": points(d=2), "z_tx": points(d=1)}
 
 PICTURES: dict[str, Any] = {
+    "block_use": lambda: plots.block_use(USE),
     "counterfactual": counterfactual,
     "coverage": lambda: plots.coverage({k: (v + 0.5) / 100 for k, v in RANKS.items()}),
     "dose_response": lambda: plots.dose_response(curves(), measured=[0.01, 1.0]),
     "evaluation": lambda: plots.evaluation(evaluation()),
     "history": lambda: plots.history(history()),
+    "importance": lambda: plots.importance(weights()),
     "interaction": lambda: plots.interaction(interactions()),
     "intervals": lambda: plots.intervals(
         {"CD14+ Monocytes": table(), "CD4 T cells": table(-1.5)}, GENES
@@ -149,7 +184,9 @@ PICTURES: dict[str, Any] = {
     "leakage_matrix": lambda: plots.leakage_matrix(LEAKAGE),
     "masks": lambda: plots.masks(inclusion()),
     "overview": lambda: plots.overview(BY_BLOCK, labels(), color=["condition", "cell_type"]),
+    "predictive_checks": lambda: plots.predictive_checks(CHECKS),
     "rank_histogram": lambda: plots.rank_histogram(RANKS, draws=99),
+    "stability": lambda: plots.stability(AGREEMENT),
 }
 """One call of every picture that the package draws."""
 

@@ -16,16 +16,19 @@ from pyro_fcr.analysis.plots.judgement import (
 )
 from pyro_fcr.analysis.plots.style import PALETTE, house_style, plain
 from pyro_fcr.analysis.plots.training import history
+from pyro_fcr.analysis.plots.trust import block_use, importance, predictive_checks, stability
 
 __all__ = [
     "PALETTE",
     "YARDSTICKS",
+    "block_use",
     "counterfactual",
     "coverage",
     "dose_response",
     "evaluation",
     "history",
     "house_style",
+    "importance",
     "interaction",
     "intervals",
     "latents",
@@ -34,6 +37,8 @@ __all__ = [
     "masks",
     "overview",
     "plain",
+    "predictive_checks",
     "principal_axes",
     "rank_histogram",
+    "stability",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyro_fcr.analysis.plots.style import PALETTE, WIDTH, finish, house_style, plain, symbol
+from pyro_fcr.analysis.plots.style import GREY, PALETTE, WIDTH, finish, house_style, plain, symbol
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ def history(
     Parameters
     ----------
     table
-        What ``model.fit`` returns. Solid: training cells; dashed: validation cells.
+        What ``model.fit`` returns. Solid: training cells; dashed: validation cells; grey: chance.
     show
         Whether to show the figure now, in a notebook or a window.
     save
@@ -56,6 +56,8 @@ def history(
                 if held_out in table:
                     values = table[held_out].dropna()
                     ax.plot(values.index, values, color=colour, lw=1.2, ls="--")
+            if title == "discriminator accuracy":
+                ax.axhline(0.5, color=GREY, lw=0.8)
             curves = table[list(columns.values())].to_numpy()
             positive = curves[np.isfinite(curves)]
             if positive.size and positive.min() > 0 and positive.max() > 30 * positive.min():

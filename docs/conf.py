@@ -43,3 +43,5 @@ autosummary_generate = True
 
 html_theme = "furo"
 html_title = "pyro_fcr"
+html_static_path = ["static"]
+html_css_files = ["site.css"]

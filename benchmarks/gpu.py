@@ -1,6 +1,7 @@
 """CUDA against CPU: the same numbers first, then the speed of a training step.
 
     python benchmarks/gpu.py
+    python benchmarks/gpu.py --quick     # does it run? few cells, half a second each
 
 Needs nothing from outside; prints one table and takes a few minutes. The data are simulated:
 20,000 cells with about 10 % non-zero counts.
@@ -8,6 +9,7 @@ Needs nothing from outside; prints one table and takes a few minutes. The data a
 
 from __future__ import annotations
 
+import argparse
 import time
 from typing import Any
 
@@ -54,10 +56,10 @@ def check() -> dict[str, float]:
 
 
 def speed(
-    n_genes: int, batch_size: int, device: str, seconds: float, precision: str, recorded: bool
+    model: pf.FCR, batch_size: int, device: str, seconds: float, precision: str, recorded: bool
 ) -> dict[str, Any]:
     """Return cells per second of whole training steps, gathering included."""
-    model = make(n_genes)
+    n_genes = model.design.n_genes
     place = torch.device(device)
     trainer = Trainer(model._objective, Plan(steps=10**6), device=place)
     if not recorded:
@@ -90,6 +92,10 @@ def speed(
 
 def main() -> None:
     """Check, measure, print."""
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("--quick", action="store_true", help="few cells, half a second each")
+    quick = made.parse_args().quick
+    n_cells, seconds = (5_000, 0.5) if quick else (20_000, 5.0)
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     if "cuda" in devices:
         print(torch.cuda.get_device_name(), "| torch", torch.__version__)
@@ -103,7 +109,8 @@ def main() -> None:
                 if device == "cuda":
                     kinds = [("float32", False), ("float32", True), ("tf32", True), ("bf16", True)]
                 for precision, recorded in kinds:
-                    rows.append(speed(genes, size, device, 5.0, precision, recorded))
+                    model = make(genes, n_cells)
+                    rows.append(speed(model, size, device, seconds, precision, recorded))
     print(table(pd.DataFrame(rows).set_index("device")))
 
 

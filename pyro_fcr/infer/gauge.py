@@ -113,15 +113,15 @@ def joint_diagonaliser(covariance_cdd: Tensor, weight_c: Tensor) -> Tensor:
         line_search_fn="strong_wolfe",
     )
 
+    @torch.no_grad()
     def criterion() -> Tensor:
-        search.zero_grad()
-        spread = torch.diagonal(turn @ white @ turn.T, dim1=1, dim2=2).log().sum(1)
-        value = (weight * spread).sum() - 2 * torch.linalg.slogdet(turn).logabsdet
-        value.backward()
-        return value
+        projected = turn @ white
+        spread = (projected * turn).sum(-1)
+        share = (weight[:, None] / spread)[..., None]
+        turn.grad = 2 * (share * projected).sum(0) - 2 * torch.linalg.inv(turn).T
+        return (weight @ spread.log()).sum() - 2 * torch.linalg.slogdet(turn).logabsdet
 
-    with torch.enable_grad():
-        search.step(criterion)
+    search.step(criterion)
     found = turn.detach() @ whitener
     scale = torch.diagonal(found @ pooled @ found.T).sqrt()
     return found / scale[:, None] * torch.diagonal(pooled).mean().sqrt()

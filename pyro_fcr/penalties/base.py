@@ -7,7 +7,6 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from pyro_fcr.errors import NothingToTell, SlotError, sentence
 from pyro_fcr.nn import Part
@@ -116,8 +115,8 @@ class Label(NamedTuple):
 
     def one_hot(self, batch: Batch) -> Tensor:
         """Return one-hot rows, shape (B, ``n_groups``), float32; a group never seen is zeros."""
-        ids = self.of(batch)
-        return F.one_hot(ids.clamp_min(0), self.n_groups).float() * (ids >= 0)[:, None]
+        groups = torch.arange(self.n_groups, device=batch.device)
+        return (self.of(batch)[:, None] == groups).float()
 
 
 def find_label(name: str | Sequence[str], design: Design, *, where: str) -> Label:

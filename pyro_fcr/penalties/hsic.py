@@ -168,7 +168,8 @@ def _whiten(values: Tensor, hot: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     freedom = len(values) - (size > 0).sum()
     residual = residual / freedom.clamp_min(1).sqrt()
     scale = residual.square().sum(0).add(1e-12).sqrt()
-    correlation = (residual / scale).T @ (residual / scale)
+    standard = residual / scale
+    correlation = standard.T @ standard
     eye = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
     factor, _ = torch.linalg.cholesky_ex((1 - RIDGE) * correlation + RIDGE * eye)
     whitened = torch.linalg.solve_triangular(factor, (values / scale).T, upper=False).T

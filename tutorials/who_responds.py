@@ -75,16 +75,18 @@ plots.intervals({"CD14+ Monocytes": monocytes, "CD4 T cells": t_cells}, shown).f
 
 # %%
 shares = effects.decompose("stim").head(200)
-shares.sort_values("interaction", ascending=False).head(8).round(2)
+alone = shares.sort_values("interaction", ascending=False).filter(regex="size|interaction")
+alone.head(8).round(2)
 
 # %%
-shares.sort_values("common", ascending=False).head(8).round(2)
+shares.sort_values("common", ascending=False).filter(regex="size|common").head(8).round(2)
 
 # %% [markdown]
 # ## Which cell types answer in a way of their own?
 #
-# `interactions` ranks cell types by how far their answer departs from the usual one; `genes` is
-# the expected number of genes that depart by more than a doubling.
+# `interactions` ranks cell types by how far their answer departs from the usual one; an interval
+# that starts at zero says that the donors' differences alone may explain it. `genes` is the
+# expected number of genes that depart by more than a doubling.
 
 # %%
 effects.interactions(least=1.0)[["covariate", "strength", "low", "high", "genes"]].round(2)

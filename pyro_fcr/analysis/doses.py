@@ -50,7 +50,7 @@ def dose_response(
     treatment
         A single treatment.
     doses
-        In the data's unit; they need not have been measured.
+        In the data's unit; they need not have been measured. At 0 nothing changes.
     genes
         Names; all by default.
     cells
@@ -119,7 +119,7 @@ def dose_response(
         none = {"treatment": design.schema.control}
         base = _curve(model, start, none, weights, columns, seed=seed)
         for dose in doses:
-            do = {"treatment": treatment, "dose": dose}
+            do = {"treatment": treatment, "dose": dose} if dose else none
             change = _curve(model, start, do, weights, columns, seed=seed) - base
             low, high = np.quantile(change, (tail, 1 - tail), axis=0)
             frames.append(

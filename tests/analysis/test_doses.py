@@ -39,7 +39,8 @@ def test_a_curve_is_made_of_counterfactuals(fitted):
 def test_curves_start_at_the_control_and_move(fitted):
     """A vanishing dose is no treatment: the same cells, weights and noise, so no change at all."""
     model, _ = fitted
-    table = model.dose_response(treatment="A", doses=[1e-7, 2.0])
+    table = model.dose_response(treatment="A", doses=[0, 1e-7, 2.0])
+    assert (table.query("dose == 0")[["lfc", "low", "high"]] == 0).all(axis=None)
     assert table.query("dose < 1")[["lfc", "low", "high"]].abs().max().max() < 1e-3
     assert table.query("dose == 2")["lfc"].abs().max() > 0.01
 

@@ -83,13 +83,16 @@ def test_history_groups_the_terms_and_dashes_the_held_out() -> None:
         {
             "step": [1, 2], "loss": [2.0, 1.0], "valid.loss": [2.5, 1.5], "kl.z_x": [0.1, 9.0],
             "kl.z_t": [0.1, 0.2], "z_x_vs_t": [0.3, 0.2], "accuracy.z_x_vs_t": [0.6, 0.5],
+            "gradient_norm": [40.0, 20.0], "gradient_norm.max": [90.0, 60.0],
         },
         index=pd.Index([1, 2], name="epoch"),
     )  # fmt: skip
     axes = plots.history(table)
     assert [ax.get_title(loc="left") for ax in axes] == [
         "loss", "divergence from prior", "independence and heads", "discriminator accuracy",
+        "gradient norm",
     ]  # fmt: skip
+    assert [len(ax.lines) for ax in axes] == [2, 2, 1, 2, 2]
     assert [line.get_linestyle() for line in axes[0].lines] == ["-", "--"]
     assert axes[1].get_yscale() == "log"
     assert axes[0].get_yscale() == "linear"

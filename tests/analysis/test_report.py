@@ -123,6 +123,12 @@ def test_effects_stand_on_the_page_as_the_model_gives_them(model, adata, page) -
         np.testing.assert_allclose(
             [float(v) for v in row[3:6]], true[["lfc", "low", "high"]].astype(float), atol=1e-3
         )
+        np.testing.assert_allclose(
+            [float(v) for v in row[7:9]], true[["model", "measured"]].astype(float), atol=1e-3
+        )
+    assert head[7:] == ["model", "measured"]
+    # What columns mean is written out: no pointer needed.
+    assert "<dt>measured</dt> <dd>What the cells alone say</dd>" in page
     head, *rows = tables["Common and interaction shares by gene"]
     assert len(rows) == adata.n_vars
     assert all(float(r[2]) + float(r[3]) == pytest.approx(1, abs=2e-3) for r in rows)

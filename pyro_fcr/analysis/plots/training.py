@@ -72,7 +72,8 @@ def history(
 
 def _panels(table: pd.DataFrame) -> dict[str, tuple[str, dict[str, str]]]:
     """Return the panels that a history has: title, then unit and columns by label."""
-    skipped = {"epoch", "step", "learning_rate", "seconds", "loss", "gradient_norm", "counts"}
+    norms = {"usual": "gradient_norm", "largest": "gradient_norm.max"}
+    skipped = {"epoch", "step", "learning_rate", "seconds", "loss", "counts", *norms.values()}
     columns = [c for c in table.columns if not c.startswith("valid.") and table[c].notna().any()]
     kl = {symbol(c[3:]): c for c in columns if c.startswith("kl.")}
     accuracy = {c.removeprefix("accuracy."): c for c in columns if c.startswith("accuracy.")}
@@ -82,7 +83,7 @@ def _panels(table: pd.DataFrame) -> dict[str, tuple[str, dict[str, str]]]:
         "divergence from prior": ("nats per cell", kl),
         "independence and heads": ("unweighted", {_spoken(c): c for c in other}),
         "discriminator accuracy": ("accuracy", accuracy),
-        "gradient norm": ("", {"gradient": "gradient_norm"} if "gradient_norm" in columns else {}),
+        "gradient norm": ("", {label: c for label, c in norms.items() if c in columns}),
     }
     return {title: panel for title, panel in made.items() if panel[1]}
 

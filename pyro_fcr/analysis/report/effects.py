@@ -9,7 +9,7 @@ import pandas as pd
 
 from pyro_fcr.analysis import plots
 from pyro_fcr.analysis.changes import estimate_effects
-from pyro_fcr.analysis.report.page import number, rows
+from pyro_fcr.analysis.report.page import rows
 from pyro_fcr.errors import FCRError
 
 if TYPE_CHECKING:
@@ -97,21 +97,17 @@ def _show_ranking(page: Page, effects: Effects, ranked: pd.DataFrame) -> None:
 
 
 def _show_genes(page: Page, effects: Effects, conditions: list[list[str]]) -> None:
-    tables, hovers, silent = [], [], 0
+    tables, silent = [], 0
     for t, x in conditions[:SHOWN_CONDITIONS]:
         found = effects.genes_of(t, x)
         # The likeliest effects are many: of those, the largest.
         sure = found[found["selected"]]
         silent += not len(sure)
         sure = sure.loc[sure["lfc"].abs().sort_values(ascending=False).index].head(SHOWN_GENES)
-        hovers += [
-            f"The model alone says {number(row.model)}, the cells alone {number(row.measured)}"
-            for row in sure.itertuples()
-        ]
         named = {"treatment": t, "covariate": x, "gene": sure.index}
         if len(effects.covariates) == 1:
             del named["covariate"]
-        kept = sure[["lfc", "low", "high", "p_effect"]]
+        kept = sure[["lfc", "low", "high", "p_effect", "model", "measured"]]
         tables.append(kept.reset_index(drop=True).assign(**named)[[*named, *kept.columns]])
     table = pd.concat(tables, ignore_index=True)
     if silent:
@@ -119,9 +115,12 @@ def _show_genes(page: Page, effects: Effects, conditions: list[list[str]]) -> No
         page.words["silent"] = f"{silent} {many} no gene that is sure enough."
     notes = {
         "lfc": "Log2 fold change against control cells of the same group, posterior mean",
+        "low, high": "Its interval",
         "p effect": "Probability that the change is larger than 0.25 either way",
+        "model": "What the model alone says",
+        "measured": "What the cells alone say",
     }
-    page.tables["genes"] = rows(table, most=len(table), hovers=hovers, notes=notes)
+    page.tables["genes"] = rows(table, most=len(table), notes=notes)
     page.tables["genes"]["left_out"] = max(0, len(conditions) - SHOWN_CONDITIONS)
 
 

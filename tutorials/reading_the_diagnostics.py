@@ -65,10 +65,7 @@ float(np.corrcoef(mended["z_x"][0][:, 0], good.latents(adata[:300])["z_x"]["z_x_
 # stay; a valley in the middle means that the intervals are too narrow.
 
 # %%
-cells = good.encode(adata)
-ranks = pf.diagnostics.simulated_ranks(
-    good.model, good.guide, [cells.batch(slice(0, 1000))], draws=99, seed=0
-)
+ranks = good.simulated_ranks(adata[:1000])
 pf.plots.rank_histogram(ranks, draws=99)[0].figure
 
 # %% [markdown]
@@ -88,7 +85,7 @@ pf.plots.predictive_checks(checks)[0].figure
 # overlap; how many components are in use.
 
 # %%
-use = pf.diagnostics.block_use(good.guide, good.model, [cells.batch()])
+use = good.block_use()
 use.round(2)
 
 # %%

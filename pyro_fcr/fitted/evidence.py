@@ -9,7 +9,13 @@ import numpy as np
 from pyro_fcr.analysis.assumptions import doubts, posterior_and_prior
 from pyro_fcr.analysis.certificate import interaction_certificate, learned_prior
 from pyro_fcr.analysis.diagnose import diagnose
-from pyro_fcr.analysis.diagnostics import importance, predictive_checks
+from pyro_fcr.analysis.diagnostics import (
+    block_use,
+    importance,
+    pit_values,
+    predictive_checks,
+    simulated_ranks,
+)
 from pyro_fcr.analysis.draws import seeded
 from pyro_fcr.analysis.expression import sampled_counts
 from pyro_fcr.analysis.performance import performance
@@ -239,3 +245,69 @@ class Evidence(Counterfactuals):
         return predictive_checks(
             self.model, self.guide, cells, draws=draws, seed=seed, device=self.device
         )
+
+    def pit_values(
+        self, adata: AnnData | None = None, *, draws: int = 20, seed: int = 0
+    ) -> np.ndarray:
+        """Return where each count lies in its predictive distribution, 0 to 1, shape (N, G).
+
+        Parameters
+        ----------
+        adata
+            The training data by default; cells held out make the fairer test.
+        draws
+            Predictive draws per count.
+        seed
+            Governs draws and randomisation.
+
+        Returns
+        -------
+        numpy.ndarray
+            See :func:`pyro_fcr.analysis.diagnostics.pit_values`.
+        """
+        self._fitted()
+        cells = self.encode(adata)
+        return pit_values(
+            self.model, self.guide, cells, draws=draws, seed=seed, device=self.device
+        )
+
+    def block_use(self, adata: AnnData | None = None, *, seed: int = 0) -> pd.DataFrame:
+        """Say how much each block tells of the single cell, beyond its condition.
+
+        Parameters
+        ----------
+        adata
+            The training data by default.
+        seed
+            Governs the draws where a divergence has no closed form.
+
+        Returns
+        -------
+        pandas.DataFrame
+            See :func:`pyro_fcr.analysis.diagnostics.block_use`.
+        """
+        self._fitted()
+        return block_use(self.guide, self.model, self._chunks(self.encode(adata)), seed=seed)
+
+    def simulated_ranks(
+        self, adata: AnnData | None = None, *, draws: int = 99, seed: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Rank latents that the model draws among the guide's: uniform where it is calibrated.
+
+        Parameters
+        ----------
+        adata
+            The cells whose conditions are simulated; the training data by default.
+        draws
+            Guide draws L per cell; ranks run from 0 to L.
+        seed
+            Governs all draws.
+
+        Returns
+        -------
+        dict
+            Ranks (N, d) by block, see :func:`pyro_fcr.analysis.diagnostics.simulated_ranks`.
+        """
+        self._fitted()
+        chunks = self._chunks(self.encode(adata))
+        return simulated_ranks(self.model, self.guide, chunks, draws=draws, seed=seed)

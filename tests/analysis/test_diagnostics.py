@@ -222,3 +222,25 @@ def test_uneven_composition_is_told():
     assert told.state == "look"
     assert "randomise" in told.advice
     assert not list(_composition(cells.subset(cells.treatment_id == 0)))
+
+
+def test_verbs_ask_of_the_cells_they_are_given(fitted):
+    """The verbs say what the functions say of the same cells."""
+    adata = tiny_adata(per_condition=40)[:60]
+    cells = fitted.encode(adata)
+    batches = [cells.batch()]
+    table = fitted.block_use(adata)
+    assert list(table["size"]) == [block.size for block in fitted.declaration.blocks]
+    again = block_use(fitted.guide, fitted.model, batches)
+    np.testing.assert_allclose(table["overlap"], again["overlap"], rtol=1e-5)
+    ranks = fitted.simulated_ranks(adata, draws=9)
+    for block in fitted.declaration.blocks:
+        assert ranks[block.name].shape == (60, block.size)
+        assert ranks[block.name].min() >= 0
+        assert ranks[block.name].max() <= 9
+    pit = fitted.pit_values(adata, draws=10)
+    made = pit_values(
+        fitted.model, fitted.guide, cells, draws=10, seed=0, device=torch.device("cpu")
+    )
+    np.testing.assert_array_equal(pit, made)
+    assert pit.shape == adata.shape

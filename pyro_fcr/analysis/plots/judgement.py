@@ -173,7 +173,7 @@ def rank_histogram(
     Parameters
     ----------
     ranks
-        By block, ranks from 0 to ``draws``, as ``pf.diagnostics.simulated_ranks`` returns them.
+        By block, ranks from 0 to ``draws``, as ``model.simulated_ranks`` returns them.
     draws
         Draws L that a truth was ranked among.
     bins

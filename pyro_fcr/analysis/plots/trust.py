@@ -82,7 +82,7 @@ def block_use(
     Parameters
     ----------
     table
-        What ``pf.diagnostics.block_use`` returns.
+        What ``model.block_use`` returns.
     title
         What to write above.
     ax

@@ -101,7 +101,7 @@ def block_use(
         ax = own_axes(ax, height=0.4 * len(table) + 0.9)
         places = np.arange(len(table))
         ax.barh(places, table["information"], height=0.6, color=PALETTE[0])
-        for place, row in zip(places, table.itertuples(), strict=True):
+        for place, row in enumerate(table.itertuples()):
             ax.text(row.information, place, f"  overlap {row.overlap:.2f}, uses {row.used} of "
                     f"{row.size}", va="center", fontsize=8.5)  # fmt: skip
         ax.set_yticks(places, [symbol(str(name)) for name in table.index])

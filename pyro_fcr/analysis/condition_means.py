@@ -36,7 +36,7 @@ class ConditionMeans:
 
     .. math:: y_{tx} - m_{tx} = \mu + a_x + b_t + e_{tx} + \varepsilon_{tx}
 
-    (:mod:`pyro_fcr.analysis.crossed`), estimated from the measured conditions, of which the
+    (crossed random effects), estimated from the measured conditions, of which the
     control is one. A condition without cells is predicted by m + μ + a + b: where residuals are
     noise, that is the model's own expectation; where they are a covariate's own, the model's
     change added to the measured control; where the model says nothing, the main effects of the
@@ -46,7 +46,7 @@ class ConditionMeans:
     Means are log1p of counts per 10,000 of a condition's summed counts, or plain means where
     values are no counts. Changes are from the control of the same covariates.
 
-    Attributes
+    Parameters
     ----------
     mean, sd, change, change_sd
         Shape (T, X, G): predicted means and changes with their standard deviations. The control

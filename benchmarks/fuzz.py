@@ -39,6 +39,7 @@ CASES = {
     "pyro-fcr report": 500,
     "pyro-fcr latents, its data": 2000,
     ".h5ad on disk": 4000,
+    ".h5ad on disk, sparse": 4000,
     ".zarr on disk": 1500,
     "Design, Schema, Split from_dict": 4000,
     "pyro-fcr benchmark, its file": 3000,

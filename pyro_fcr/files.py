@@ -90,9 +90,11 @@ def together(folder: str | Path) -> Iterator[Path]:
         os.replace(stage, folder / COMPLETE)
         finish(folder)
     except OSError as error:
-        if not _refused(error, stage):
+        # One of the files may have been refused by itself, under a name that nobody knows.
+        told = error.__cause__ if isinstance(error, WriteError) else error
+        if not isinstance(told, OSError) or not _refused(told, stage):
             raise
-        raise _refusal(folder, error) from error
+        raise _refusal(folder, told) from told
     finally:
         _remove(stage)
 

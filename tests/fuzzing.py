@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load, save
+from scipy import sparse
 from tiny import fit, tiny_adata, tiny_fcr, tiny_schema
 
 import pyro_fcr as pf
@@ -280,6 +281,7 @@ class Readers:
             "pyro-fcr report": self._report,
             "pyro-fcr latents, its data": self._data,
             ".h5ad on disk": self._stream,
+            ".h5ad on disk, sparse": self._stream,
             ".zarr on disk": self._stream,
             "Design, Schema, Split from_dict": self._dicts,
             "pyro-fcr benchmark, its file": self._config,
@@ -291,6 +293,9 @@ class Readers:
         whole.mkdir()
         split = pf.splits.hold_out(self.adata, {"drug": ["A"], "type": ["u"]})
         self.adata.write_h5ad(whole / "data.h5ad")
+        compressed = self.adata.copy()
+        compressed.X = sparse.csr_matrix(compressed.X)
+        compressed.write_h5ad(whole / "sparse.h5ad")
         self.adata.X = self.adata.X.copy()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -425,7 +430,8 @@ class Readers:
             "fit(resume=True)": "checkpoint.safetensors",
             "pyro-fcr latents": "run", "pyro-fcr evaluate": "run", "pyro-fcr report": "run",
             "pyro-fcr latents, its data": "data.h5ad", ".h5ad on disk": "data.h5ad",
-            ".zarr on disk": "data.zarr", "Design, Schema, Split from_dict": "dicts",
+            ".h5ad on disk, sparse": "sparse.h5ad", ".zarr on disk": "data.zarr",
+            "Design, Schema, Split from_dict": "dicts",
             "pyro-fcr benchmark, its file": "config",
         }[reader]  # fmt: skip
 

@@ -193,3 +193,13 @@ def test_a_file_that_does_not_fit(tmp_path):
         partial.write_bytes(bytes(100_000))
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_file_among_several_that_does_not_fit_is_told_by_the_folders_name(tmp_path):
+    folder = tmp_path / "model"
+    with pytest.raises(WriteError) as caught, together(folder) as stage:
+        with whole(stage / "weights") as partial:
+            partial.write_bytes(bytes(100_000))
+    assert str(caught.value).startswith(f"cannot write ({folder}): ")
+    assert not names(folder)

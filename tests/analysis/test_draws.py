@@ -17,7 +17,7 @@ from tiny import fit, tiny_adata, tiny_fcr
 
 import pyro_fcr as pf
 from pyro_fcr.analysis import expression
-from pyro_fcr.analysis.draws import draw_observation, draw_sites, moments, seeded
+from pyro_fcr.analysis.draws import draw_observation, draw_sites, moments, prior_moments, seeded
 from pyro_fcr.analysis.expression import _quantiles
 
 
@@ -131,6 +131,29 @@ def test_a_seed_leaves_no_trace_even_after_an_error():
         broken()
     assert torch.equal(first, drawn[0])
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_every_seed_and_every_part_has_noise_of_its_own():
+    found = []
+    for seed in range(4):
+        for part in range(4):
+            with seeded(seed, part):
+                found.append(float(torch.rand(())))
+    assert len(set(found)) == len(found)
+
+
+def test_a_prior_without_moments_in_closed_form_is_drawn():
+    # 10 + 3 x for standard normal x, cell by cell another centre; Pyro knows no mean of it.
+    centre = torch.tensor([[0.0, 100.0], [50.0, -50.0], [7.0, 7.0]])
+    known = dist.Normal(centre, 1.0).to_event(1)
+    made = dist.TransformedDistribution(known, [dist.transforms.AffineTransform(10.0, 3.0)])
+    with pytest.raises(NotImplementedError):
+        _ = made.mean
+    with seeded(0):
+        mean, variance = prior_moments(made)
+    torch.testing.assert_close(mean, 10 + 3 * centre, rtol=0, atol=0.4)
+    torch.testing.assert_close(variance, torch.full((3, 2), 9.0), rtol=0.15, atol=0)
+    assert torch.equal(prior_moments(known)[0], centre)
 
 
 def test_moments_skip_globals():

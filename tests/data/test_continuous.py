@@ -57,6 +57,21 @@ def test_do_sets_a_number_in_its_own_unit(adata, design):
     assert design.causes({"lane": "l0"}) == {"batch", "lane"}
 
 
+def test_do_sets_one_number_of_several_and_a_dose_needs_its_treatment(adata):
+    several = adata.copy()
+    several.obs["bmi"] = np.linspace(30.0, 20.0, several.n_obs)
+    several.obs["dose"] = np.where(several.obs["drug"] == "ctrl", 0.0, 2.0)
+    design = Design.fit(several, tiny_schema(continuous=["age", "bmi"], dose="dose"))
+    cells = design.encode(several[:4])
+    older = design.do(cells, {"bmi": 25.0})
+    np.testing.assert_array_equal(older.continuous[:, 0], cells.continuous[:, 0])
+    np.testing.assert_allclose(older.continuous[:, 1], 0.0, atol=1e-6)
+    bare = several[:4].copy()
+    bare.obs = bare.obs.drop(columns=["drug", "dose"])
+    with pytest.raises(DesignError, match="a dose for cells whose treatment is not known"):
+        design.do(design.encode(bare, labels="optional"), {"dose": 1.0})
+
+
 def test_absent_or_ignored_columns(adata, design):
     bare = ad.AnnData(adata.X, var=adata.var)
     for cells in (

@@ -133,6 +133,13 @@ def test_a_time_before_the_start_is_refused():
         fit(tiny_fcr(), align_at=-0.1)
 
 
+def test_axes_that_are_not_finite_are_not_taken(fcr, monkeypatch):
+    monkeypatch.setattr(gauge, "joint_diagonaliser", lambda s, _: torch.full_like(s[0], np.nan))
+    before = {k: v.clone() for k, v in fcr._objective.state_dict().items()}
+    assert not turn(fcr)
+    assert all(torch.equal(before[k], v) for k, v in fcr._objective.state_dict().items())
+
+
 def test_parts_that_cannot_be_turned_are_left_alone(fcr):
     before = fcr.model.decoder.linear.weight.detach().clone()
     assert not align(

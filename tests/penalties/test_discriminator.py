@@ -78,6 +78,7 @@ def test_a_label_on_the_right():
     critic.bind(BLOCKS, DESIGN)
     batch = labels(50)
     z = {"a": torch.randn(50, 1)}
+    assert critic._logits(z["a"], critic._right(z, batch), batch).shape == (50,)
     assert critic(z, batch).shape == ()
     loss, accuracy = critic.critic_loss(z, batch)
     assert loss.shape == accuracy.shape == ()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import numpy as np
 import torch
 from click.testing import CliRunner
@@ -299,7 +300,8 @@ class Readers:
         self.adata.X = self.adata.X.copy()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.adata.write_zarr(whole / "data.zarr")
+            with anndata.settings.override(zarr_write_format=2):
+                self.adata.write_zarr(whole / "data.zarr")
         tiny_fcr_options = {"guide": pf.guides.Amortised(width=8, depth=1), "hidden": (8,)}
         systems = {
             "FCR": tiny_fcr(self.adata, hidden=(8,)),
@@ -371,7 +373,6 @@ class Readers:
 
     def _latents(self, path: Path) -> str:
         self._cli("latents", path, self.whole / "data.h5ad", "--out", path.parent / "z.h5ad")
-        import anndata
 
         found = anndata.read_h5ad(path.parent / "z.h5ad")
         return self._compare(path, {name: np.asarray(z) for name, z in found.obsm.items()})

@@ -43,8 +43,11 @@ def test_written_files_hold_plain_types_alone(fitted, tmp_path) -> None:
     made = fitted.counterfactual(adata, do={"treatment": "A"}, draws=2)
     made.write_h5ad(tmp_path / "cf.h5ad")
     fitted.counterfactual(adata, do={"treatment": "A"}, draws=2, out=tmp_path / "streamed.h5ad")
+    # Whatever anndata makes of the names of any data: with pandas 3 they are nullable strings.
+    tiny_adata().write_h5ad(tmp_path / "own.h5ad")
+    kinds = {told.split(": ")[1] for told in strange(tmp_path / "own.h5ad")}
     for path in tmp_path.iterdir():
-        assert strange(path) == [], path.name
+        assert not [t for t in strange(path) if t.split(": ")[1] not in kinds], path.name
 
 
 def test_data_set_up_for_scvi_tools_are_accepted(fitted) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from pyro import poutine
+from scipy.special import logsumexp
 
 from pyro_fcr.analysis.draws import (
     draw_globals,
@@ -97,19 +99,27 @@ def importance(
         weights.append(np.stack([w.double().cpu().numpy() for w, _ in both], axis=1))
         kept.append({k: np.stack([z[k].cpu().numpy() for _, z in both], 1) for k in both[0][1]})
     raw = np.concatenate(weights)
-    smoothed, k_hat = _psislw()(raw)
+    smoothed, k_hat = _smoothed(raw)
     top = raw.max(1, keepdims=True)
     bound = np.log(np.exp(raw - top).mean(1)) + top[:, 0]
     z = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
-    return Importance(np.asarray(k_hat), bound, raw.mean(1), np.asarray(smoothed), z)
+    return Importance(k_hat, bound, raw.mean(1), smoothed, z)
 
 
-def _psislw() -> Callable[..., Any]:
-    """Return ArviZ's Pareto smoothing, which its version 1 has put elsewhere."""
+def _smoothed(raw: NDArray) -> tuple[NDArray, NDArray]:
+    """Return normalised smoothed log-weights (N, S) and k-hat (N,), infinite without a tail."""
     arviz = import_module("arviz")
     if hasattr(arviz, "psislw"):
-        return arviz.psislw
-    return import_module("arviz_stats.base").array_stats.psislw
+        smoothed, k_hat = arviz.psislw(raw)
+        return np.asarray(smoothed), np.asarray(k_hat)
+    # Version 1 reads log-likelihoods, whose negatives are the log-weights, and refuses a tail
+    # that it cannot fit, where the version before left the weights alone.
+    smooth = import_module("arviz_stats.base").array_stats.psislw
+    smoothed, k_hat = raw.copy(), np.full(len(raw), np.inf)
+    for row in range(len(raw)):
+        with suppress(ValueError):
+            smoothed[row], k_hat[row] = smooth(-raw[row])
+    return smoothed - logsumexp(smoothed, axis=1, keepdims=True), k_hat
 
 
 def _weigh(

@@ -211,7 +211,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], bool]] = {
     ),
     "genes that are missing at prediction": (later(lambda a: a[:, 2:].copy()), False),
     "labels that are missing at prediction, where encoders read them": (
-        later(lambda a: a.obs.drop(columns="drug", inplace=True)), False,
+        later(lambda a: setattr(a, "obs", a.obs.drop(columns="drug"))), False,
     ),
     "normalised counts at prediction": (later(log_normalised), False),
     "an empty cell at prediction": (later(empty_cell), False),
@@ -236,7 +236,7 @@ def said(make: Callable[[], Any], *, warned: bool) -> str:
     if warned:
         with pytest.warns(DesignWarning) as caught:
             make()
-        return str(caught[0].message)
+        return next(str(w.message) for w in caught if w.category is DesignWarning)
     with pytest.raises(FCRError) as refused:
         make()
     return str(refused.value)

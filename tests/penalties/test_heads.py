@@ -107,3 +107,12 @@ def test_treatment_head_reads_the_change_against_control(cells):
     moved = head(z | {"z_t": z["z_t"] + 5}, batch)
     torch.testing.assert_close(moved.distribution.logits, expected, rtol=1e-4, atol=1e-4)
     assert not head(z, batch.replace(treatment_id=batch.treatment_id + 1)).mask.any()
+
+
+def test_a_control_with_another_to_compare_with_counts_and_an_unknown_treatment_does_not():
+    head = TreatmentHead(("z_t",))
+    head.bind(BLOCKS, tiny_cells().design)
+    batch = labelled([0, 0, 1, 2, -1, 0], [0, 0, 0, 1, 0, 2])
+    reading = head({"z_t": torch.randn(6, 2)}, batch)
+    assert reading.mask.tolist() == [True, True, True, False, False, False]
+    assert reading.value.tolist() == [0, 0, 1, 2, 0, 0]

@@ -34,37 +34,35 @@ ROUNDS = 200
 
 
 class Components(NamedTuple):
-    """Variances of a table's parts, by gene.
-
-    Attributes
-    ----------
-    covariate, treatment, interaction
-        Shape (G,): of a_x, b_t and e_tx.
-    left
-        Share of the stated noise that the values hold.
-    """
+    """Variances of a table's parts, by gene."""
 
     covariate: Floats
+    """Shape (G,): of a_x."""
+
     treatment: Floats
+    """Shape (G,): of b_t."""
+
     interaction: Floats
+    """Shape (G,): of e_tx."""
+
     left: float
+    """Share of the stated noise that the values hold."""
 
 
 class Predicted(NamedTuple):
-    r"""Best linear prediction of :math:`\mu + a_x + b_t + e_{tx}`; each of shape (T, X, G).
-
-    Attributes
-    ----------
-    mean, variance
-        Of every condition, measured or not.
-    change, change_variance
-        Of its difference from row 0, the control.
-    """
+    r"""Best linear prediction of :math:`\mu + a_x + b_t + e_{tx}`; each of shape (T, X, G)."""
 
     mean: Floats
+    """Of every condition, measured or not."""
+
     variance: Floats
+    """Of its error."""
+
     change: Floats
+    """Difference from row 0, the control."""
+
     change_variance: Floats
+    """Of its error."""
 
 
 def estimate_components(values: Floats, noise: Floats, *, absorbs: bool = False) -> Components:

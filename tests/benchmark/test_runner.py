@@ -113,7 +113,7 @@ def test_an_error_is_one_jobs_own(config, tmp_path):
         "references": "done", "FCR": "failed",
     }  # fmt: skip
     assert set(found.rows["method"]) >= {"additive", "noise ceiling"}
-    assert "TypeError" in found.failed["error"].item()
+    assert "max_epochs" in found.failed["error"].item()
 
 
 def test_costs_and_versions_are_written_down(config, tmp_path):

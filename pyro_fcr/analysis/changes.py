@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from pyro_fcr.data import Cells, Design
     from pyro_fcr.model import LatentModel
 
-__all__ = ["Intervened", "estimate_effects"]
+__all__ = [
+    "MIN_CELLS",
+    "Intervened",
+    "bootstrap",
+    "estimate_effects",
+    "joint_changes",
+    "least_variance",
+    "profiles",
+]
 
 MIN_CELLS = 10
 """Conditions with fewer cells count as not measured."""
@@ -99,10 +107,10 @@ def estimate_effects(
             if len(rows) < MIN_CELLS:
                 continue
             labels = None if replicates is None else replicates[rows]
-            weights = np.vstack([np.ones(len(rows)), _bootstrap(len(rows), labels, draws, rng)])
-            m, e, total = _profiles(model, cells.subset(rows), weights, seed=seed)
+            weights = np.vstack([np.ones(len(rows)), bootstrap(len(rows), labels, draws, rng)])
+            m, e, total = profiles(model, cells.subset(rows), weights, seed=seed)
             middle[t, x], gap[t, x] = m[0], e[0] - m[0]
-            least[t, x] = 1 / (total + 0.5) / np.log(2) ** 2
+            least[t, x] = least_variance(total)
             units[t, x] = len(rows) if labels is None else len(np.unique(labels))
             modelled[:, t, x], residual[:, t, x] = m[1:], e[1:] - m[1:]
     told = np.isfinite(middle[0]).any(-1)
@@ -119,18 +127,8 @@ def estimate_effects(
     middle, gap, least = middle[:, told], gap[:, told], least[:, told]
     modelled, residual = modelled[:, :, told], residual[:, :, told]
     counted = _errors_of_counts(modelled + residual, least, units[:, told], rng.spawn(1)[0])
-    noise = np.maximum(residual.var(0, ddof=1), least)
-    m, off = middle[1:] - middle[:1], gap[1:] - gap[:1]
-    error = ModelError.estimate(off, m, noise[1:] + noise[:1])
-    # What the networks absorbed of a group's noise is independent of what they left.
-    modelled += np.sqrt(error.absorbed * noise) * rng.standard_normal(modelled.shape)
-    left = (1 - error.absorbed) * noise
-    drawn = modelled[:, 1:] - modelled[:, :1]
-    drawn += joint_errors(
-        off, left[1:], left[0], error.variance(np.nan_to_num(m)), draws=draws, rng=rng
-    )
+    drawn, m, off, error = joint_changes(middle, gap, modelled, residual, least, rng)
     measured = m + off
-    shrink_effects(drawn, np.isfinite(measured).any(-1), rng)
     unseen = np.isnan(m[..., 0])
     if unseen.any():
         x_codes = np.flatnonzero(told)
@@ -156,7 +154,52 @@ def estimate_effects(
     )
 
 
-def _bootstrap(
+def joint_changes(
+    middle: NDArray[np.float64],
+    gap: NDArray[np.float64],
+    modelled: NDArray[np.float32],
+    residual: NDArray[np.float32],
+    least: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64], ModelError]:
+    """Join what the model says of changes against the first level with what was measured.
+
+    Parameters
+    ----------
+    middle, gap
+        Shape (T, X, G): modelled log2 shares, and measured minus modelled ones.
+    modelled, residual
+        Shape (D, T, X, G): bootstrap draws of both. The first is used up.
+    least
+        Shape (T, X, G): least sampling variance of a measured log2 share.
+    rng
+        Draws.
+
+    Returns
+    -------
+    tuple
+        Draws of changes (D, T - 1, X, G), the model's changes and how far measured ones lie off
+        them (T - 1, X, G), and the model's error.
+    """
+    noise = np.maximum(residual.var(0, ddof=1), least)
+    m, off = middle[1:] - middle[:1], gap[1:] - gap[:1]
+    error = ModelError.estimate(off, m, noise[1:] + noise[:1])
+    # What the networks absorbed of a group's noise is independent of what they left.
+    modelled += np.sqrt(error.absorbed * noise) * rng.standard_normal(modelled.shape)
+    left = (1 - error.absorbed) * noise
+    drawn = modelled[:, 1:] - modelled[:, :1]
+    variance = error.variance(np.nan_to_num(m))
+    drawn += joint_errors(off, left[1:], left[0], variance, draws=len(drawn), rng=rng)
+    shrink_effects(drawn, np.asarray(np.isfinite(m + off).any(-1)), rng)
+    return drawn, m, off, error
+
+
+def least_variance(total: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the variance of a log2 share that molecules alone make, from their number."""
+    return np.asarray(1 / (total + 0.5) / np.log(2) ** 2)
+
+
+def bootstrap(
     n: int, labels: NDArray[Any] | None, draws: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Return Bayesian bootstrap weights (draws, n), one weight per replicate or per cell."""
@@ -181,13 +224,22 @@ def _errors_of_counts(
     return errors + missing * rng.standard_normal(errors.shape, dtype=np.float32)
 
 
-def _profiles(
-    model: Intervened, cells: Cells, weights: NDArray[np.float64], *, seed: int, rounds: int = 4
+def profiles(
+    model: Intervened,
+    cells: Cells,
+    weights: NDArray[np.float64],
+    *,
+    do: Mapping[str, Any] | None = None,
+    seed: int,
+    rounds: int = 4,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return the modelled and the measured log2 share of each gene, and its total count.
 
-    Shapes (D, G), (D, G) and (G,) for weights (D, N).
+    Shapes (D, G), (D, G) and (G,) for weights (D, N). With ``do``, what is modelled are the cells
+    under it.
     """
+    intervened = cells if do is None else cells.design.do(cells, do)
+    redraw = () if do is None else model.descendants(do)
     depth = weights @ cells.library
     modelled = np.zeros((len(weights), cells.design.n_genes))
     measured = np.zeros_like(modelled)
@@ -197,10 +249,10 @@ def _profiles(
         shared = draw_globals(model.guide, few, rounds)
     for start in range(0, len(cells), 512):
         rows = slice(start, start + 512)
-        batch = cells.batch(rows).to(model.device)
+        batch, after = (c.batch(rows).to(model.device) for c in (cells, intervened))
         with seeded(seed, start + 1):
             observations = draw_observation(
-                model.model, model.guide, batch, batch, redraw=(), shared=shared
+                model.model, model.guide, batch, after, redraw=redraw, shared=shared
             )
             expected = sum(o.mean.double().cpu().numpy() for o in observations) / rounds
         counts = batch.counts.double().cpu().numpy()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pyro_fcr.analysis.model_error import ModelError
     from pyro_fcr.analysis.strengths import Squares
 
-__all__ = ["Effects", "expected_fdr"]
+__all__ = ["Effects", "described", "expected_fdr"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,27 +228,11 @@ class Effects:
         fdr: float,
         names: Sequence[str] | None = (),
     ) -> pd.DataFrame:
-        low, high = self._interval(draws)
-        p_effect = (np.abs(draws) > least).mean(0)
-        up = (draws > 0).mean(0)
-        expected = expected_fdr(p_effect)
-        index = None if names is None else pd.Index(self.genes, name="gene")
-        return pd.DataFrame(
-            {
-                "lfc": draws.mean(0),
-                "low": low,
-                "high": high,
-                "p_effect": p_effect,
-                "lfsr": np.minimum(up, 1 - up),
-                "expected_fdr": expected,
-                "selected": expected <= fdr,
-            },
-            index=index,
-        )
+        names = None if names is None else self.genes
+        return described(draws, names, level=self.level, least=least, fdr=fdr)
 
     def _interval(self, draws: NDArray[Any]) -> NDArray[Any]:
-        tail = (1 - self.level) / 2
-        return np.quantile(draws, (tail, 1 - tail), axis=0)
+        return _interval(draws, self.level)
 
     def _at(self, treatment: str, covariate: str) -> tuple[int, int]:
         for kind, name, names in (
@@ -272,6 +256,48 @@ def _share(own: NDArray[np.float64], common: NDArray[np.float64]) -> NDArray[np.
     """Return the share of ``own`` in the sum of both, what lies below zero counting as nothing."""
     own, common = np.maximum(own, 0), np.maximum(common, 0)
     return np.asarray(own / np.maximum(own + common, 1e-12))
+
+
+def described(
+    draws: NDArray[np.float32],
+    genes: Sequence[str] | None,
+    *,
+    level: float,
+    least: float,
+    fdr: float,
+) -> pd.DataFrame:
+    """Describe draws of log2 fold changes; columns as :meth:`Effects.genes_of` has them.
+
+    Parameters
+    ----------
+    draws
+        Shape (D, N).
+    genes
+        Names of the rows; numbers where there are none.
+    level, least, fdr
+        As for :class:`Effects` and :meth:`Effects.genes_of`.
+    """
+    low, high = _interval(draws, level)
+    p_effect = (np.abs(draws) > least).mean(0)
+    up = (draws > 0).mean(0)
+    expected = expected_fdr(p_effect)
+    return pd.DataFrame(
+        {
+            "lfc": draws.mean(0),
+            "low": low,
+            "high": high,
+            "p_effect": p_effect,
+            "lfsr": np.minimum(up, 1 - up),
+            "expected_fdr": expected,
+            "selected": expected <= fdr,
+        },
+        index=None if genes is None else pd.Index(genes, name="gene"),
+    )
+
+
+def _interval(draws: NDArray[Any], level: float) -> NDArray[Any]:
+    tail = (1 - level) / 2
+    return np.quantile(draws, (tail, 1 - tail), axis=0)
 
 
 def expected_fdr(p_effect: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyro_fcr.analysis.changes import estimate_effects
 from pyro_fcr.analysis.condition_means import estimate_condition_means
+from pyro_fcr.analysis.contrasts import Group, estimate_contrast
 from pyro_fcr.analysis.doses import dose_response
 from pyro_fcr.analysis.draws import seeded
 from pyro_fcr.analysis.programs import gene_programs
@@ -174,6 +175,83 @@ class Findings(Evidence):
         self._require(cells, frozenset({"treatment", "covariates"}), "effects")
         told = None if replicate is None else _column(adata, replicate, "effects(replicate=)")
         return estimate_effects(self, cells, draws=draws, replicates=told, level=level, seed=seed)
+
+    def differential(
+        self,
+        group: AnnData,
+        other: AnnData,
+        *,
+        do: Mapping[str, Any] | None = None,
+        other_do: Mapping[str, Any] | None = None,
+        effects: Effects | None = None,
+        draws: int = 200,
+        replicate: str | None = None,
+        level: float = 0.9,
+        least: float = 0.25,
+        fdr: float = 0.05,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Compare the expression of two groups of cells, as they are or as they would have been.
+
+        Parameters
+        ----------
+        group, other
+            Any cells; the table tells of the first minus the second.
+        do, other_do
+            What is done to either group, as for ``counterfactual``; by default nothing. The same
+            cells with and without ``do`` tell what it would do to them.
+        effects
+            Where there is a ``do``: its measured conditions say how far the model is off. By
+            default ``effects()`` of the training data.
+        draws
+            Posterior draws.
+        replicate
+            Column of ``obs`` in both groups that tells donors or wells apart: they, instead of
+            cells, are then what is resampled.
+        level
+            Probability of the intervals.
+        least
+            Smallest change that counts as an effect, in log2 units.
+        fdr
+            Genes are ``selected`` as long as the expected share of false ones is below this.
+        seed
+            Governs the draws.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per gene, the likeliest differences first; columns as ``Effects.genes_of`` has
+            them. Of a counterfactual nothing is ``measured``, and what the model cannot know of a
+            condition that no cell was in is not in its interval: ``effects`` and
+            ``condition_means`` widen that one.
+
+        Raises
+        ------
+        DesignError
+            If a group has fewer than ten cells, or lacks a label that is read.
+        CategoryError
+            If ``do`` names a column or value the model does not know.
+        """
+        self._fitted()
+        where = "differential(replicate=)"
+        groups = (
+            Group(
+                self.encode(adata),
+                done,
+                None if replicate is None else _column(adata, replicate, where),
+            )
+            for adata, done in ((group, do), (other, other_do))
+        )
+        return estimate_contrast(
+            self,
+            *groups,
+            error=lambda: (self.effects(seed=seed) if effects is None else effects).error,
+            draws=draws,
+            level=level,
+            least=least,
+            fdr=fdr,
+            seed=seed,
+        )
 
     def condition_means(
         self,

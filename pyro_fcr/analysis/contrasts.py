@@ -13,7 +13,7 @@ from pyro_fcr.analysis.changes import (
     least_variance,
     profiles,
 )
-from pyro_fcr.analysis.effects import described
+from pyro_fcr.analysis.effects import described, ranked
 from pyro_fcr.errors import DesignError, sentence
 
 if TYPE_CHECKING:
@@ -103,4 +103,4 @@ def estimate_contrast(
         measured = np.full_like(change, np.nan)
     table = described(drawn, group.cells.design.genes, level=level, least=least, fdr=fdr)
     table["model"], table["measured"] = change, measured
-    return table.sort_values(["p_effect", "lfc"], ascending=[False, False])
+    return ranked(table)

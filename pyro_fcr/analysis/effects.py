@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pyro_fcr.analysis.model_error import ModelError
     from pyro_fcr.analysis.strengths import Squares
 
-__all__ = ["Effects", "described", "expected_fdr"]
+__all__ = ["Effects", "described", "expected_fdr", "ranked"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ class Effects:
         t, x = self._at(treatment, covariate)
         table = self._described(self.draws[:, t, x], least=least, fdr=fdr)
         table["model"], table["measured"] = self.predicted[t, x], self.measured[t, x]
-        return table.sort_values(["p_effect", "lfc"], ascending=[False, False])
+        return ranked(table)
 
     def compare(
         self, treatment: str, covariate: str, other: str, *, least: float = 0.25, fdr: float = 0.05
@@ -112,7 +112,7 @@ class Effects:
         table = self._described(self.draws[:, t, x] - self.draws[:, t, y], least=least, fdr=fdr)
         table[covariate] = self.draws[:, t, x].mean(0)
         table[other] = self.draws[:, t, y].mean(0)
-        return table.sort_values(["p_effect", "lfc"], ascending=[False, False])
+        return ranked(table)
 
     def interactions(self, *, least: float = 0.25) -> pd.DataFrame:
         r"""Rank treatments and covariate groups by what the treatment does to this group alone.
@@ -293,6 +293,17 @@ def described(
         },
         index=None if genes is None else pd.Index(genes, name="gene"),
     )
+
+
+def ranked(table: pd.DataFrame) -> pd.DataFrame:
+    """Return genes with the likeliest effects first, of equally likely ones the largest.
+
+    Parameters
+    ----------
+    table
+        From :func:`described`.
+    """
+    return table.iloc[np.lexsort((-table["lfc"].abs(), -table["p_effect"]))]
 
 
 def _interval(draws: NDArray[Any], level: float) -> NDArray[Any]:

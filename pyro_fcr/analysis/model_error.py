@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,6 +45,8 @@ class ModelError:
     ) -> ModelError:
         """Regress squares: E gap² = (1 − absorbed) · noise + a + b · predicted².
 
+        Of the noise a gap holds all at most: what is larger still is the model's.
+
         Parameters
         ----------
         gap, predicted
@@ -57,8 +59,11 @@ class ModelError:
         # Noisy genes would drown the others: weigh each by what its square is worth.
         weight = 1 / (noise + np.median(noise))
         basis = np.stack([noise, np.ones(len(noise)), predicted**2], axis=1)
-        left, floor, slope = nnls(basis * weight[:, None], square * weight)[0]
-        return cls(float(floor), float(slope), max(0.0, 1 - float(left)))
+        within = [0.0, 0.0, 0.0], [1.0, np.inf, np.inf]
+        left, floor, slope = lsq_linear(
+            basis * weight[:, None], square * weight, within, method="bvls"
+        ).x
+        return cls(float(floor), float(slope), 1 - float(left))
 
     def variance(self, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return a + b m² for each predicted log fold change."""

@@ -45,7 +45,7 @@ class _Part(NamedTuple):
             with _reading(group.name):
                 pointers = np.asarray(group["indptr"][:], dtype=np.int64)
                 arrays = (group["data"], group["indices"], pointers)
-                if pointers[0] != 0 or pointers[-1] != len(group["data"]):
+                if pointers[0] != 0 or pointers[-1] != group["data"].shape[0]:
                     raise ValueError("rows of a sparse matrix that are not all of its values")
             return cls(tuple(matrix.shape), arrays, source=matrix)
         if type(matrix).__module__.split(".")[0] in ("h5py", "zarr") and matrix.ndim == 2:

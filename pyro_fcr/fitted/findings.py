@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyro_fcr import arguments
 from pyro_fcr.analysis.changes import estimate_effects
 from pyro_fcr.analysis.condition_means import estimate_condition_means
 from pyro_fcr.analysis.contrasts import Group, estimate_contrast
@@ -234,6 +235,9 @@ class Findings(Evidence):
         """
         self._fitted()
         where = "differential(replicate=)"
+        for name, given in (("do=", do), ("other_do=", other_do)):
+            if given is not None:
+                arguments.mapping(given, name, of="what to set")
         groups = (
             Group(
                 self.encode(adata),

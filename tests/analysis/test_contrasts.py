@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import fit, tiny_adata, tiny_fcr
 
-from pyro_fcr.errors import CategoryError, DesignError
+from pyro_fcr.errors import CategoryError, DesignError, FCRError
 
 
 @pytest.fixture(scope="module")
@@ -83,5 +83,7 @@ def test_what_cannot_be_compared_is_refused(fitted):
         model.differential(control, control[:3].copy())
     with pytest.raises(CategoryError):
         model.differential(control, control, do={"drug": "nobody knows"}, effects=model.effects())
+    with pytest.raises(FCRError, match="what to set"):
+        model.differential(control, control, do="A")
     with pytest.raises(DesignError, match="no column 'plate'"):
         model.differential(control, control, replicate="plate")

@@ -55,6 +55,18 @@ def test_model_error_is_found():
     assert found.floor + found.slope < 0.005
 
 
+def test_a_gap_that_grows_with_the_noise_is_not_lost():
+    """A model that is worst where cells say little: its error is not taken for more noise."""
+    rng = np.random.default_rng(4)
+    predicted, noise = rng.normal(0, 1.5, 50_000), rng.gamma(2, 0.05, 50_000)
+    gap = rng.normal(0, np.sqrt(20 * noise))
+    found = ModelError.estimate(gap, predicted, noise)
+    assert found.absorbed == pytest.approx(0, abs=1e-6)
+    told = (1 - found.absorbed) * noise + found.variance(predicted)
+    # A constant cannot follow the noise, but is of the gaps' size; noise alone is a twentieth.
+    assert 0.5 < told.mean() / (gap**2).mean() < 1.5
+
+
 def test_interactions_elsewhere_say_how_far_a_new_condition_may_lie():
     rng = np.random.default_rng(2)
     n_t, n_x, genes = 6, 5, 4000
@@ -122,6 +134,11 @@ def test_shares_and_interactions_by_hand():
     assert found["x1", "g2"] == pytest.approx(-1)
     difference = effects.compare("t0", "x0", "x1")
     assert difference.loc["g1", "lfc"] == pytest.approx(2)
+
+
+def test_of_effects_that_are_equally_likely_the_largest_comes_first():
+    draws = np.tile(np.array([1.0, -3.0, 2.0, 0.0]), (5, 1, 1, 1))
+    assert list(effects_of(draws).genes_of("t0", "x0").index) == ["g1", "g2", "g0", "g3"]
 
 
 def test_names_that_are_not_there_are_refused():

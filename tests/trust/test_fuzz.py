@@ -18,7 +18,8 @@ CASES = {
 MANY = 40
 
 READERS = ("pf.load (FCR)", "pf.load (SVAE)", "pf.load (InVAE)", ".h5ad on disk",
-           "Design, Schema, Split from_dict", "pyro-fcr benchmark, its file", *CASES)  # fmt: skip
+           ".h5ad on disk, sparse", "Design, Schema, Split from_dict",
+           "pyro-fcr benchmark, its file", *CASES)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

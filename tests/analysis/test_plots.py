@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -283,3 +284,16 @@ def test_nothing_is_clipped_at_the_edge_of_the_picture(name) -> None:
     assert drawn.y0 >= page.y0 - 1
     assert drawn.x1 <= page.x1 + 1
     assert drawn.y1 <= page.y1 + 1
+
+
+def test_latents_are_asked_for_as_scanpy_would():
+    z, kinds = np.random.default_rng(0).normal(size=(6, 3)), np.array(list("abcabc"))
+    ax = plots.latents(pd.DataFrame(z), kinds, palette="Set2")
+    drawn = {tuple(np.round(c[:3], 3)) for c in ax.collections[0].get_facecolors()}
+    assert drawn == {tuple(np.round(c, 3)) for c in mpl.color_sequences["Set2"][:3]}
+    with pytest.raises(errors.ArgumentError, match=r"palette=.*Set2"):
+        plots.latents(pd.DataFrame(z), kinds, palette="none such")
+    with pytest.raises(errors.ArgumentError, match="a row per cell"):
+        plots.latents(AnnData(z), kinds)
+    with pytest.raises(errors.ArgumentError, match="one value for each of 6 cells"):
+        plots.latents(pd.DataFrame(z), "cell_type")

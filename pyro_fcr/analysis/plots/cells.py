@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
+from pyro_fcr import arguments
 from pyro_fcr.analysis.plots.style import (
     GREY,
     PALETTE,
@@ -100,7 +101,8 @@ def latents(
         The labels in the order of the palette; by default that of a categorical's categories,
         else sorted.
     palette
-        Colours by label, or in the order of the labels; safe to the colour-blind by default.
+        Colours by label, in the order of the labels, or by matplotlib's name as ``"Set2"``; safe
+        to the colour-blind by default.
     cmap
         The colour map of numbers.
     size
@@ -121,7 +123,19 @@ def latents(
     ------
     DesignError
         If umap-learn is asked for and not installed.
+    ArgumentError
+        If ``frame`` is no block's latents, or ``color`` has no value for each of its cells.
     """
+    if not isinstance(frame, pd.DataFrame | np.ndarray):
+        raise arguments.refused(
+            type(frame), where="latents(frame=)", expected="one block's latents, a row per cell",
+            hint="fcr.latents(adata) gives a frame for every block",
+        )  # fmt: skip
+    if color is not None and np.shape(color) != (len(frame),):
+        raise arguments.refused(
+            color, where="latents(color=)", expected=f"one value for each of {len(frame)} cells",
+            hint="pass the column, as adata.obs['cell_type']",
+        )  # fmt: skip
     with house_style():
         ax = own_axes(ax, height=3.6)
         xy = principal_axes(frame) if basis == "pca" else _umap(frame)

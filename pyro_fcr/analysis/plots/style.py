@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from pyro_fcr import arguments
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    Palette: TypeAlias = Mapping[str, str] | Sequence[str] | None
+    Palette: TypeAlias = Mapping[str, str] | Sequence[str] | str | None
 
 __all__ = [
     "GREY",
@@ -151,6 +153,15 @@ def heat(
         bar.ax.yaxis.set_major_locator(MaxNLocator(3))
 
 
+def _named(palette: str) -> list[Any]:
+    if palette not in mpl.color_sequences:
+        raise arguments.refused(
+            palette, where="palette=", hint="leave it out",
+            expected=f"colours, or a name of matplotlib's: {', '.join(mpl.color_sequences)}",
+        )  # fmt: skip
+    return mpl.color_sequences[palette]
+
+
 def colours_of(
     labels: NDArray[Any], order: Sequence[str] | None, palette: Palette = None
 ) -> dict[str, str]:
@@ -158,6 +169,8 @@ def colours_of(
     names, counts = np.unique(labels.astype(str), return_counts=True)
     if isinstance(palette, Mapping):
         return {name: palette[name] for name in (order or names.tolist()) if name in palette}
+    if isinstance(palette, str):
+        palette = _named(palette)
     colours = PALETTE if palette is None else palette
     common = set(names[np.argsort(-counts, kind="stable")][: len(colours)])
     kept = [name for name in (order or names.tolist()) if name in common]

@@ -2,6 +2,8 @@
 
 import os
 from importlib.metadata import version as installed
+from importlib.util import find_spec
+from pathlib import Path
 
 project = "pyro_fcr"
 author = "The pyro_fcr authors"
@@ -43,5 +45,8 @@ autosummary_generate = True
 
 html_theme = "furo"
 html_title = "pyro_fcr"
-html_static_path = ["static"]
+# MathJax whole in one file, fonts as outlines: formulas are drawn without a network.
+mathjax = find_spec("sphinx-mathjax-offline")
+html_static_path = ["static", str(Path(mathjax.origin).parent / "static/mathjax/tex-svg.js")]
+mathjax_path = "tex-svg.js"
 html_css_files = ["site.css"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,3 +30,10 @@ def test_the_site_builds_without_a_warning(tmp_path):
     tutorials = {f"tutorials/{p.stem}.html" for p in (ROOT / "tutorials").glob("*.py")}
     guides = {f"docs/{p.stem}.html" for p in (ROOT / "docs").glob("*.md")}
     assert tutorials | guides | {"README.html"} <= pages
+    for page in tmp_path.rglob("*.html"):
+        for source in re.findall(
+            r"<(?:script|link)\b[^>]*?(?:src|href)=\"([^\"]+)", page.read_text()
+        ):
+            # Readable without a network, formulas included.
+            assert (page.parent / source.split("?")[0].split("#")[0]).exists(), (page.name, source)
+    assert "tex-svg.js" in (tmp_path / "site" / "docs" / "model.html").read_text()

@@ -11,7 +11,7 @@ from pyro_fcr.errors import ArgumentError, sentence
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["mapping", "number", "refused", "whole"]
+__all__ = ["mapping", "number", "refused", "tails", "whole"]
 
 
 def refused(value: Any, *, where: str, expected: str, hint: str) -> ArgumentError:
@@ -64,6 +64,33 @@ def number(
         expected = f"a finite number of at least {least:g}{limit}"
         raise refused(value, where=where, expected=expected, hint=hint)
     return float(value)
+
+
+def tails(level: Any, where: str = "level=") -> tuple[float, float]:
+    """Return the quantiles that bound a central interval.
+
+    Parameters
+    ----------
+    level
+        Probability of the interval.
+    where
+        As for :func:`refused`.
+
+    Raises
+    ------
+    ArgumentError
+        If the level is no number between 0 and 1, both left out.
+
+    Examples
+    --------
+    >>> tails(0.5)
+    (0.25, 0.75)
+    """
+    right = isinstance(level, Real) and not isinstance(level, bool)
+    if not right or not 0 < level < 1:
+        raise refused(level, where=where, expected="a number between 0 and 1", hint="try 0.9")
+    tail = (1 - float(level)) / 2
+    return tail, 1 - tail
 
 
 def mapping(value: Any, where: str, *, of: str) -> Mapping[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import compress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pyro_fcr import arguments
 from pyro_fcr.analysis.draws import draw_globals, draw_observation, seeded
 from pyro_fcr.analysis.effects import Effects
 from pyro_fcr.analysis.model_error import ModelError, joint_errors
@@ -17,49 +19,21 @@ from pyro_fcr.errors import DesignError, sentence
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
-    from anndata import AnnData
     from numpy.typing import NDArray
 
-    from pyro_fcr.data import Cells, Design
-    from pyro_fcr.model import LatentModel
+    from pyro_fcr.analysis.contract import Intervened
+    from pyro_fcr.data import Cells
 
 __all__ = [
     "MIN_CELLS",
-    "Intervened",
-    "bootstrap",
+    "Shares",
     "estimate_effects",
+    "group_shares",
     "joint_changes",
-    "least_variance",
-    "profiles",
 ]
 
 MIN_CELLS = 10
 """Conditions with fewer cells count as not measured."""
-
-
-class Intervened(Protocol):
-    """What effects ask of a fitted model."""
-
-    design: Design
-
-    @property
-    def model(self) -> LatentModel:
-        """The generative half."""
-
-    @property
-    def guide(self) -> Any:
-        """The approximate posterior."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights live."""
-
-    def encode(self, adata: AnnData | None = None) -> Cells:
-        """Return data as encoded cells."""
-
-    def descendants(self, do: Mapping[str, Any]) -> list[str]:
-        """Return the blocks an intervention redraws."""
 
 
 def estimate_effects(
@@ -94,11 +68,12 @@ def estimate_effects(
     DesignError
         If no covariate group has enough control cells.
     """
+    arguments.tails(level)
+    arguments.whole(draws, "draws=", least=2)
     design = cells.design
     rng = np.random.default_rng(seed)
     shape = (draws, design.n_treatment_levels, design.n_covariate_levels, design.n_genes)
     modelled, residual = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
-    # One more than the draws: the first has equal weights, the estimate itself.
     middle, gap, least = (np.full(shape[1:], np.nan) for _ in range(3))
     units = np.ones(shape[1:3])
     for t in range(design.n_treatment_levels):
@@ -107,12 +82,10 @@ def estimate_effects(
             if len(rows) < MIN_CELLS:
                 continue
             labels = None if replicates is None else replicates[rows]
-            weights = np.vstack([np.ones(len(rows)), bootstrap(len(rows), labels, draws, rng)])
-            m, e, total = profiles(model, cells.subset(rows), weights, seed=seed)
-            middle[t, x], gap[t, x] = m[0], e[0] - m[0]
-            least[t, x] = least_variance(total)
+            found = group_shares(model, cells.subset(rows), labels, draws, rng, seed=seed)
+            middle[t, x], gap[t, x], least[t, x] = found.middle, found.gap, found.least
+            modelled[:, t, x], residual[:, t, x] = found.modelled, found.residual
             units[t, x] = len(rows) if labels is None else len(np.unique(labels))
-            modelled[:, t, x], residual[:, t, x] = m[1:], e[1:] - m[1:]
     told = np.isfinite(middle[0]).any(-1)
     if not told.any():
         raise DesignError(
@@ -140,18 +113,71 @@ def estimate_effects(
     lost[:, unseen] = drawn[:, unseen] - drawn[:, unseen].mean(0)
     expected = np.where(unseen[..., None], drawn.mean(0), measured)
     squares = Squares.estimate(expected, lost, drawn, ~unseen)
-    joint = [" | ".join(level) for level in design.covariate_levels]
     return Effects(
         draws=drawn,
         predicted=m,
         measured=measured,
         squares=squares,
-        treatments=tuple(design.treatment_levels[1:]),
-        covariates=tuple(name for name, kept in zip(joint, told, strict=True) if kept),
-        genes=tuple(design.genes),
+        treatments=design.treatment_levels[1:],
+        covariates=tuple(compress(design.covariate_groups, told)),
+        genes=design.genes,
         error=error,
         level=level,
     )
+
+
+class Shares(NamedTuple):
+    """Log2 shares of G genes in the counts of one group of cells.
+
+    Parameters
+    ----------
+    middle, gap
+        Shape (G,): modelled ones, and measured minus modelled ones.
+    modelled, residual
+        Shape (D, G): bootstrap draws of both.
+    least
+        Shape (G,): variance of a measured one that molecules alone make.
+    """
+
+    middle: NDArray[np.float64]
+    gap: NDArray[np.float64]
+    modelled: NDArray[np.float64]
+    residual: NDArray[np.float64]
+    least: NDArray[np.float64]
+
+
+def group_shares(
+    model: Intervened,
+    cells: Cells,
+    replicates: NDArray[Any] | None,
+    draws: int,
+    rng: np.random.Generator,
+    *,
+    do: Mapping[str, Any] | None = None,
+    seed: int,
+) -> Shares:
+    """Bootstrap the modelled and the measured profile of one group of cells.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    cells
+        N cells.
+    replicates
+        Shape (N,): as for :func:`estimate_effects`.
+    draws, rng
+        How many bootstrap draws, and what draws them.
+    do
+        What is done to the cells that the model speaks of, if anything.
+    seed
+        Governs the draws of latents.
+    """
+    equal = np.ones(len(cells))
+    weights = np.vstack([equal, _bootstrap(len(cells), replicates, draws, rng)])
+    modelled, measured, total = _profiles(model, cells, weights, do=do, seed=seed)
+    gap = measured - modelled
+    return Shares(modelled[0], gap[0], modelled[1:], gap[1:], _least_variance(total))
 
 
 def joint_changes(
@@ -194,12 +220,12 @@ def joint_changes(
     return drawn, m, off, error
 
 
-def least_variance(total: NDArray[np.float64]) -> NDArray[np.float64]:
+def _least_variance(total: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the variance of a log2 share that molecules alone make, from their number."""
     return np.asarray(1 / (total + 0.5) / np.log(2) ** 2)
 
 
-def bootstrap(
+def _bootstrap(
     n: int, labels: NDArray[Any] | None, draws: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Return Bayesian bootstrap weights (draws, n), one weight per replicate or per cell."""
@@ -224,7 +250,7 @@ def _errors_of_counts(
     return errors + missing * rng.standard_normal(errors.shape, dtype=np.float32)
 
 
-def profiles(
+def _profiles(
     model: Intervened,
     cells: Cells,
     weights: NDArray[np.float64],

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from pyro_fcr import arguments
+from pyro_fcr.analysis.conditions import condition_at
 from pyro_fcr.analysis.crossed import Components, estimate_components, predict
-from pyro_fcr.analysis.expression import expected_counts
-from pyro_fcr.errors import CategoryError, DesignError, sentence
+from pyro_fcr.analysis.expression import expected_under
+from pyro_fcr.errors import DesignError, sentence
 from pyro_fcr.evaluate import pooled_variances, profile, sampled_profile
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pyro_fcr.analysis.changes import Intervened
+    from pyro_fcr.analysis.contract import Intervened
     from pyro_fcr.analysis.crossed import Floats
     from pyro_fcr.data import Cells
 
@@ -94,8 +96,10 @@ class ConditionMeans:
         CategoryError
             If a name is not among those.
         """
-        at = self._at(treatment, covariate)
-        wide = NormalDist().inv_cdf((1 + level) / 2)
+        wide = NormalDist().inv_cdf(arguments.tails(level)[1])
+        at = condition_at(
+            treatment, covariate, self.treatments, self.covariates, where="condition_means"
+        )
         found: dict[str, Floats] = {}
         for name, prefix, centre, sd in (
             ("mean", "", self.mean, self.sd),
@@ -117,23 +121,6 @@ class ConditionMeans:
                 frame.insert(0, "treatment", t)
                 frames.append(frame)
         return pd.concat(frames, ignore_index=True)
-
-    def _at(self, treatment: str, covariate: str) -> tuple[int, int]:
-        for kind, name, names in (
-            ("treatment", treatment, self.treatments),
-            ("covariate group", covariate, self.covariates),
-        ):
-            if name not in names:
-                raise CategoryError(
-                    sentence(
-                        f"no {kind} is called '{name}'",
-                        where="condition_means",
-                        expected=f"one of {list(names)[:12]}",
-                        got=repr(name),
-                        hint="its treatments and covariates list the names",
-                    )
-                )
-        return self.treatments.index(treatment), self.covariates.index(covariate)
 
 
 def estimate_condition_means(
@@ -182,18 +169,13 @@ def estimate_condition_means(
     expected = np.full((shape[0], len(kept), design.n_genes), np.nan)
     measured, own = expected.copy(), expected.copy()
     rng = np.random.default_rng(seed)
-    levels = [design.label(row) for row in design.treatment_rows]
     for column, x in enumerate(kept):
         of_x = known[codes[1] == x]
         control = of_x[cells.treatment_id[of_x] == 0]
         chosen = rng.permutation(control if len(control) else of_x)[:start]
         first = cells.subset(np.sort(chosen))
-        for t, (label, dose) in enumerate(levels):
-            do = {"treatment": label} | ({"dose": dose} if design.schema.dose else {})
-            found = expected_counts(
-                model.model, model.guide, first, design.do(first, do),
-                redraw=model.descendants(do), draws=draws, seed=seed, device=model.device,
-            )  # fmt: skip
+        for t in range(shape[0]):
+            found = expected_under(model, first, design.setting(t), draws=draws, seed=seed)
             expected[t, column] = profile(found.mean, log_normalise=counts)
             if n_cells[t, x]:
                 rows = of_x[cells.treatment_id[of_x] == t]
@@ -211,7 +193,6 @@ def estimate_condition_means(
     change_variance = corrected.change_variance + followed
     change_variance[0] = 0.0
     mean = expected + corrected.mean
-    joint = [" | ".join(level) for level in design.covariate_levels]
     return ConditionMeans(
         mean=mean,
         sd=np.sqrt(corrected.variance),
@@ -219,9 +200,9 @@ def estimate_condition_means(
         change_sd=np.sqrt(change_variance),
         model=expected,
         measured=measured,
-        treatments=tuple(design.treatment_levels),
-        covariates=tuple(joint[x] for x in kept),
-        genes=tuple(design.genes),
+        treatments=design.treatment_levels,
+        covariates=tuple(design.covariate_groups[x] for x in kept),
+        genes=design.genes,
         components=components,
     )
 

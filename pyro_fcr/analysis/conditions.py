@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyro_fcr.data import Cells
+from pyro_fcr.errors import CategoryError, sentence
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from pyro_fcr.data import Design
 
-__all__ = ["condition_cells", "condition_labels", "role_labels"]
+__all__ = ["condition_at", "condition_cells", "condition_labels", "role_labels"]
 
 
 def condition_cells(design: Design, *, repeats: int = 1) -> Cells:
@@ -73,11 +76,51 @@ def condition_labels(cells: Cells) -> tuple[NDArray[np.object_], NDArray[np.obje
         Shape (N,) each. The label of an unknown group (code -1) is empty.
     """
     design = cells.design
-    joint = [" | ".join(level) for level in design.covariate_levels]
     treatments = np.asarray([*design.treatment_levels, ""], dtype=object)
-    covariates = np.asarray([*joint, ""], dtype=object)
+    covariates = np.asarray([*design.covariate_groups, ""], dtype=object)
     # A code of -1 reads the empty label at the end.
     return treatments[cells.treatment_id], covariates[cells.covariate_id]
+
+
+def condition_at(
+    treatment: str,
+    covariate: str,
+    treatments: Sequence[str],
+    covariates: Sequence[str],
+    *,
+    where: str,
+) -> tuple[int, int]:
+    """Return where a condition stands along the axes of a result.
+
+    Parameters
+    ----------
+    treatment, covariate
+        Its names.
+    treatments, covariates
+        All names, in the axes' order.
+    where
+        What the user calls the result, for the message.
+
+    Raises
+    ------
+    CategoryError
+        If a name is not among those.
+    """
+    for kind, name, names in (
+        ("treatment", treatment, treatments),
+        ("covariate group", covariate, covariates),
+    ):
+        if name not in names:
+            raise CategoryError(
+                sentence(
+                    f"no {kind} is called '{name}'",
+                    where=where,
+                    expected=f"one of {list(names)[:12]}",
+                    got=repr(name),
+                    hint="its treatments and covariates list the names",
+                )
+            )
+    return treatments.index(treatment), covariates.index(covariate)
 
 
 def role_labels(cells: Cells) -> dict[str, NDArray[np.object_]]:

@@ -6,14 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pyro_fcr.analysis.changes import (
-    MIN_CELLS,
-    bootstrap,
-    joint_changes,
-    least_variance,
-    profiles,
-)
-from pyro_fcr.analysis.effects import described, ranked
+from pyro_fcr import arguments
+from pyro_fcr.analysis.changes import MIN_CELLS, group_shares, joint_changes
+from pyro_fcr.analysis.effects import check_thresholds, described, ranked
 from pyro_fcr.errors import DesignError, sentence
 
 if TYPE_CHECKING:
@@ -22,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from pyro_fcr.analysis.changes import Intervened
+    from pyro_fcr.analysis.contract import Intervened
     from pyro_fcr.analysis.model_error import ModelError
     from pyro_fcr.data import Cells
 
@@ -72,6 +67,9 @@ def estimate_contrast(
     DesignError
         If a group has too few cells.
     """
+    arguments.tails(level)
+    arguments.whole(draws, "draws=", least=2)
+    check_thresholds(least=least, fdr=fdr)
     rng = np.random.default_rng(seed)
     shape = (draws, 2, 1, group.cells.design.n_genes)
     modelled, residual = np.empty(shape, np.float32), np.empty(shape, np.float32)
@@ -88,10 +86,9 @@ def estimate_contrast(
                     hint="take wider groups",
                 )
             )
-        weights = np.vstack([np.ones(n), bootstrap(n, side.replicates, draws, rng)])
-        m, e, total = profiles(model, side.cells, weights, do=side.do, seed=seed)
-        middle[i, 0], gap[i, 0], floor[i, 0] = m[0], e[0] - m[0], least_variance(total)
-        modelled[:, i, 0], residual[:, i, 0] = m[1:], e[1:] - m[1:]
+        found = group_shares(model, side.cells, side.replicates, draws, rng, do=side.do, seed=seed)
+        middle[i, 0], gap[i, 0], floor[i, 0] = found.middle, found.gap, found.least
+        modelled[:, i, 0], residual[:, i, 0] = found.modelled, found.residual
     if group.do is None and other.do is None:
         drawn, change, off, _ = joint_changes(middle, gap, modelled, residual, floor, rng)
         drawn, change, measured = drawn[:, 0, 0], change[0, 0], (change + off)[0, 0]

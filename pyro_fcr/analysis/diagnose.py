@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from pyro_fcr.data import Batch, Cells, Design
-    from pyro_fcr.model import LatentModel
+    from pyro_fcr.analysis.contract import Diagnosed
+    from pyro_fcr.data import Batch, Cells
 
 __all__ = ["Diagnosis", "Finding", "diagnose"]
 
@@ -34,29 +34,6 @@ MOST_CELLS = 1000
 DRAWN_CELLS = 200
 UNEVEN = 0.2
 DRAWS = 100
-
-
-class Diagnosed(Protocol):
-    """What a diagnosis asks of a fitted model."""
-
-    design: Design
-    declaration: Any
-
-    @property
-    def model(self) -> LatentModel:
-        """The generative half."""
-
-    @property
-    def guide(self) -> Any:
-        """The approximate posterior."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights live."""
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """The training curves."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from pyro_fcr import arguments
 from pyro_fcr.analysis.conditions import condition_labels
 from pyro_fcr.analysis.draws import draw_globals, draw_observation, seeded
 from pyro_fcr.errors import DesignError, sentence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from pyro_fcr.analysis.changes import Intervened
+    from pyro_fcr.analysis.contract import Intervened
     from pyro_fcr.data import Cells
 
 __all__ = ["dose_response"]
@@ -73,6 +74,9 @@ def dose_response(
     DesignError
         If the schema names no dose, or there are no control cells.
     """
+    tails = arguments.tails(level)
+    arguments.whole(draws, "draws=", least=2)
+    arguments.whole(cells, "cells=", least=1)
     everything = model.encode(adata)
     design = everything.design
     if design.schema.dose is None:
@@ -110,7 +114,6 @@ def dose_response(
         )
     rng = np.random.default_rng(seed)
     frames = []
-    tail = (1 - level) / 2
     _, names = condition_labels(controls)
     for name in sorted(set(names)):
         rows = rng.permutation(np.flatnonzero(names == name))[:cells]
@@ -121,7 +124,7 @@ def dose_response(
         for dose in doses:
             do = {"treatment": treatment, "dose": dose} if dose else none
             change = _curve(model, start, do, weights, columns, seed=seed) - base
-            low, high = np.quantile(change, (tail, 1 - tail), axis=0)
+            low, high = np.quantile(change, tails, axis=0)
             frames.append(
                 pd.DataFrame(
                     {

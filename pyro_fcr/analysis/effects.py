@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pyro_fcr.errors import CategoryError, sentence
+from pyro_fcr import arguments
+from pyro_fcr.analysis.conditions import condition_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pyro_fcr.analysis.model_error import ModelError
     from pyro_fcr.analysis.strengths import Squares
 
-__all__ = ["Effects", "described", "expected_fdr", "ranked"]
+__all__ = ["Effects", "check_thresholds", "described", "expected_fdr", "ranked"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +134,7 @@ class Effects:
             genes, log2 units), ``low``, ``high``, ``genes`` (expected number of genes with an
             interaction larger than ``least``), ``measured``.
         """
+        check_thresholds(least=least)
         specific = self._specific()
         squares = self.squares.strength
         strength = np.sqrt(np.maximum(squares.mean(0), 0))
@@ -178,7 +180,7 @@ class Effects:
             ("treatment", self.treatments, t),
         ):
             table.insert(0, name, np.asarray(names, dtype=object)[codes])
-        return table.sort_values("p_effect", ascending=False, ignore_index=True)
+        return ranked(table).reset_index(drop=True)
 
     def decompose(self, treatment: str | None = None) -> pd.DataFrame:
         """Split each gene's effects into what is common to all kinds of cell and what is not.
@@ -232,30 +234,30 @@ class Effects:
         return described(draws, names, level=self.level, least=least, fdr=fdr)
 
     def _interval(self, draws: NDArray[Any]) -> NDArray[Any]:
-        return _interval(draws, self.level)
+        return np.quantile(draws, arguments.tails(self.level), axis=0)
 
     def _at(self, treatment: str, covariate: str) -> tuple[int, int]:
-        for kind, name, names in (
-            ("treatment", treatment, self.treatments),
-            ("covariate group", covariate, self.covariates),
-        ):
-            if name not in names:
-                raise CategoryError(
-                    sentence(
-                        f"no {kind} is called '{name}'",
-                        where="effects",
-                        expected=f"one of {list(names)[:12]}",
-                        got=repr(name),
-                        hint="effects.treatments and effects.covariates list the names",
-                    )
-                )
-        return self.treatments.index(treatment), self.covariates.index(covariate)
+        return condition_at(
+            treatment, covariate, self.treatments, self.covariates, where="effects"
+        )
 
 
 def _share(own: NDArray[np.float64], common: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the share of ``own`` in the sum of both, what lies below zero counting as nothing."""
     own, common = np.maximum(own, 0), np.maximum(common, 0)
     return np.asarray(own / np.maximum(own + common, 1e-12))
+
+
+def check_thresholds(*, least: float, fdr: float = 0.05) -> None:
+    """Refuse a smallest effect below zero, and a false discovery rate outside 0 to 1.
+
+    Raises
+    ------
+    ArgumentError
+        If one of them is no such number.
+    """
+    arguments.number(least, "least=", least=0, hint="it is in log2 units: 0.25 is the default")
+    arguments.number(fdr, "fdr=", least=0, most=1, hint="0.05 is the default")
 
 
 def described(
@@ -277,7 +279,8 @@ def described(
     level, least, fdr
         As for :class:`Effects` and :meth:`Effects.genes_of`.
     """
-    low, high = _interval(draws, level)
+    check_thresholds(least=least, fdr=fdr)
+    low, high = np.quantile(draws, arguments.tails(level), axis=0)
     p_effect = (np.abs(draws) > least).mean(0)
     up = (draws > 0).mean(0)
     expected = expected_fdr(p_effect)
@@ -304,11 +307,6 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
         From :func:`described`.
     """
     return table.iloc[np.lexsort((-table["lfc"].abs(), -table["p_effect"]))]
-
-
-def _interval(draws: NDArray[Any], level: float) -> NDArray[Any]:
-    tail = (1 - level) / 2
-    return np.quantile(draws, (tail, 1 - tail), axis=0)
 
 
 def expected_fdr(p_effect: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,14 +9,15 @@ import numpy as np
 from pyro_fcr.analysis.draws import draw_globals, draw_observation, seeded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     import torch
 
+    from pyro_fcr.analysis.contract import Intervened
     from pyro_fcr.data import Batch, Cells
     from pyro_fcr.model import LatentModel
 
-__all__ = ["Expression", "expected_counts", "sampled_counts"]
+__all__ = ["Expression", "expected_counts", "expected_under", "sampled_counts"]
 
 DRAWN_VALUES = 64_000_000
 """Draws × cells × genes held at a time: 256 MB."""
@@ -85,6 +86,28 @@ def expected_counts(
         out.sd[rows] = means.std(0, ddof=1 if draws > 1 else 0)
         out.q05[rows], out.q95[rows] = _quantiles(means, (0.05, 0.95))
     return out
+
+
+def expected_under(
+    fitted: Intervened, cells: Cells, do: Mapping[str, Any], *, draws: int, seed: int
+) -> Expression:
+    """Summarise the expected counts of cells under an intervention.
+
+    Parameters
+    ----------
+    fitted
+        A fitted model.
+    cells
+        As they were observed.
+    do
+        What to set, as for :meth:`~pyro_fcr.data.Design.do`.
+    draws, seed
+        As for :func:`expected_counts`.
+    """
+    return expected_counts(
+        fitted.model, fitted.guide, cells, cells.design.do(cells, do),
+        redraw=fitted.descendants(do), draws=draws, seed=seed, device=fitted.device,
+    )  # fmt: skip
 
 
 def sampled_counts(

@@ -63,7 +63,7 @@ class ModelError:
         left, floor, slope = lsq_linear(
             basis * weight[:, None], square * weight, within, method="bvls"
         ).x
-        return cls(float(floor), float(slope), 1 - float(left))
+        return cls(float(floor), float(slope), max(0.0, 1 - float(left)))
 
     def variance(self, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return a + b m² for each predicted log fold change."""

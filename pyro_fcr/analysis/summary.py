@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from pyro_fcr import arguments
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -39,12 +41,12 @@ def summary(tree: xr.DataTree, *, level: float = 0.9) -> pd.DataFrame:
     >>> float(summary(xr.DataTree.from_dict({"/posterior": draws})).loc["a", "mean"])
     1.0
     """
-    tail = (1 - level) / 2
+    tails = arguments.tails(level)
     frames = []
     for name, values in tree["posterior"].dataset.data_vars.items():
         array = values.stack(sample=("chain", "draw")).transpose("sample", ...)
         flat = np.asarray(array.values, dtype=np.float64).reshape(array.sizes["sample"], -1)
-        low, high = np.quantile(flat, (tail, 1 - tail), axis=0)
+        low, high = np.quantile(flat, tails, axis=0)
         sd = flat.std(0, ddof=1 if len(flat) > 1 else 0)
         frames.append(
             pd.DataFrame(

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from scipy.stats import norm
 
+from pyro_fcr import arguments
 from pyro_fcr.analysis.conditions import condition_cells
 from pyro_fcr.evaluate import choose_targets
 from pyro_fcr.nn import latent_sites
@@ -83,12 +84,13 @@ def target_table(
     pandas.DataFrame
         See :meth:`pyro_fcr.fitted.Fitted.targets`.
     """
+    wide = norm.ppf(arguments.tails(credible, "credible=")[1])
     batch = condition_cells(design).batch(slice(0, 1)).to(device)
     found = model.conditionals()[name]
     with torch.no_grad():
         effects = found.prior.effects(global_posteriors(guide, found.path, batch))
     inclusion, mean, sd = (values.detach().double().cpu().numpy() for values in effects)
-    half = norm.ppf(0.5 + credible / 2) * sd
+    half = wide * sd
     latents = [f"{block.name}_{j}" for block in found.blocks for j in range(block.size)]
     index = pd.MultiIndex.from_product([design.treatments, latents], names=["treatment", "latent"])
     columns = {

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyro_fcr.analysis.expression import expected_counts
+from pyro_fcr.analysis.expression import expected_under
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pyro_fcr.analysis.changes import Intervened
+    from pyro_fcr.analysis.contract import Intervened
     from pyro_fcr.data import Cells
 
 __all__ = ["draw_unmeasured", "extrapolated", "interaction_errors"]
@@ -22,13 +22,8 @@ def extrapolated(
 ) -> NDArray[np.float64]:
     """Return the log2 share of each gene of the covariate's control cells, were they treated."""
     is_control = (cells.covariate_id == covariate) & (cells.treatment_id == 0)
-    start, design = cells.subset(np.flatnonzero(is_control)), cells.design
-    label, dose = design.label(design.treatment_rows[group])
-    do = {"treatment": label} | ({"dose": dose} if design.schema.dose else {})
-    found = expected_counts(
-        model.model, model.guide, start, design.do(start, do),
-        redraw=model.descendants(do), draws=8, seed=seed, device=model.device,
-    )  # fmt: skip
+    start = cells.subset(np.flatnonzero(is_control))
+    found = expected_under(model, start, cells.design.setting(group), draws=8, seed=seed)
     return np.log2((found.mean.sum(0) + 0.5) / start.library.sum())
 
 

@@ -96,6 +96,11 @@ class Codes:
         return tuple(names)
 
     @cached_property
+    def covariate_groups(self) -> tuple[str, ...]:
+        """Names of the joint covariate combinations, e.g. ``"B cell | donor 1"``."""
+        return tuple(" | ".join(levels) for levels in self.covariate_levels)
+
+    @cached_property
     def treatment_rows(self) -> NDArray[np.float32]:
         """Shape (number of groups, T), float32: the dose-weighted row of every group."""
         return self._rows(self.treatment_keys)

@@ -99,6 +99,23 @@ class Interventions(Codes):
             changed = replace(changed, batch_id=np.full(len(cells), code, np.int64))
         return changed
 
+    def setting(self, group: int) -> dict[str, float | str]:
+        """Return what :meth:`do` is told to bring cells into a treatment group.
+
+        Parameters
+        ----------
+        group
+            Its code; 0 is the control.
+        """
+        if self.schema.dose is None:
+            # Without doses, a part that counts twice is one that is named twice.
+            named = [
+                (part, 1.0) for part, n in self.treatment_keys[group] for _ in range(round(n))
+            ]
+            return {"treatment": self._label(tuple(named))}
+        label, dose = self.label(self.treatment_rows[group])
+        return {"treatment": label, "dose": dose}
+
     def causes(self, do: Iterable[str]) -> set[str]:
         """Return what an intervention sets, as blocks name their parents.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from pyro_fcr import arguments
 from pyro_fcr.errors import DesignError, sentence
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def choose_targets(probability_td: ArrayLike, *, level: float = 0.10) -> NDArray
     >>> choose_targets([0.99, 0.90, 0.80, 0.10]).tolist()
     [True, True, False, False]
     """
+    arguments.number(level, "level=", least=0, most=1, hint="0.1 is the default")
     probability = np.asarray(probability_td, np.float64)
     ranked = np.sort(1 - probability, axis=None)
     expected = np.cumsum(ranked) / np.arange(1, ranked.size + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -71,15 +71,11 @@ class Evidence(Counterfactuals):
         everything = np.ones(len(cells), bool)
         masks = [everything if split is None else split.mask(cells, k) for k in ("train", "test")]
 
-        def intervention(group: int) -> dict[str, Any]:
-            label, dose = self.design.label(self.design.treatment_rows[group])
-            return {"treatment": label} | ({"dose": dose} if self.design.schema.dose else {})
-
         def predict(factual: Cells, group: int) -> np.ndarray:
-            return self._expected(factual, intervention(group), draws, seed).mean
+            return self._expected(factual, self.design.setting(group), draws, seed).mean
 
         def sample(factual: Cells, group: int) -> np.ndarray:
-            do = intervention(group)
+            do = self.design.setting(group)
             return sampled_counts(
                 self.model, self.guide, factual, self.design.do(factual, do),
                 redraw=self.descendants(do), draws=1, seed=seed, device=self.device,

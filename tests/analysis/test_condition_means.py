@@ -8,7 +8,7 @@ from tiny import fit, tiny_adata, tiny_fcr, tiny_schema
 
 import pyro_fcr as pf
 from pyro_fcr.analysis import condition_means as module
-from pyro_fcr.errors import CategoryError, DesignError
+from pyro_fcr.errors import ArgumentError, CategoryError, DesignError
 from pyro_fcr.evaluate import profile
 
 
@@ -57,6 +57,9 @@ def test_a_condition_without_cells_is_predicted_with_a_wider_interval(held):
     assert ((seen["mean"] - seen["measured"]).abs() <= gap + 0.3).all()
     with pytest.raises(CategoryError, match="no covariate group is called 'blood'"):
         found.of("B", "blood")
+    for level in (1.0, -0.5, np.nan):
+        with pytest.raises(ArgumentError, match=r"level=.*a number between 0 and 1"):
+            found.of("B", "w", level=level)
 
 
 def test_test_cells_are_not_read(held):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import fit, tiny_adata, tiny_fcr
 
-from pyro_fcr.errors import CategoryError, DesignError, FCRError
+from pyro_fcr.errors import ArgumentError, CategoryError, DesignError, FCRError
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +87,11 @@ def test_what_cannot_be_compared_is_refused(fitted):
         model.differential(control, control, do="A")
     with pytest.raises(DesignError, match="no column 'plate'"):
         model.differential(control, control, replicate="plate")
+
+
+@pytest.mark.parametrize("asked", [{"level": 1.0}, {"draws": 1}, {"least": -1}, {"fdr": 2}])
+def test_numbers_that_make_no_sense_are_refused(fitted, asked):
+    model, adata = fitted
+    one, two = cells(adata, "A", "u"), cells(adata, "ctrl", "u")
+    with pytest.raises(ArgumentError, match=rf"{next(iter(asked))}="):
+        model.differential(one, two, **asked)

@@ -25,6 +25,7 @@ from pyro_fcr.analysis.diagnostics import (
 )
 from pyro_fcr.analysis.stability import stability
 from pyro_fcr.analysis.summary import summary
+from pyro_fcr.errors import ArgumentError
 from pyro_fcr.model import OBSERVATION
 from pyro_fcr.nn import LocalModule
 
@@ -164,6 +165,12 @@ def test_summary_is_that_of_arviz(fitted):
     assert list(ours.index) == list(theirs.index)
     np.testing.assert_allclose(ours["mean"], theirs["mean"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(ours["sd"], theirs["sd"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("level", [90, 0, np.nan])
+def test_summary_refuses_a_level_that_is_no_probability(fitted, level):
+    with pytest.raises(ArgumentError, match=r"level=.*a number between 0 and 1"):
+        summary(fitted.posterior(None, draws=2), level=level)
 
 
 def test_a_diagnosis_tells_of_everything_it_looked_at(fitted):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny import fit, tiny_adata, tiny_fcr, tiny_schema
 
-from pyro_fcr.errors import DesignError
+from pyro_fcr.analysis.doses import dose_response
+from pyro_fcr.errors import ArgumentError, DesignError
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,9 @@ def test_what_cannot_be_drawn_is_refused(fitted):
     model, _ = fitted
     with pytest.raises(DesignError, match="no gene is called 'nothing'"):
         model.dose_response(treatment="A", doses=[1.0], genes=["nothing"])
+    for asked in ({"level": 2}, {"draws": 1}, {"cells": 0}):
+        with pytest.raises(ArgumentError, match=rf"{next(iter(asked))}="):
+            dose_response(model, treatment="A", doses=[1.0], **asked)
     plain = tiny_fcr()
     fit(plain)
     with pytest.raises(DesignError, match="no doses to vary"):

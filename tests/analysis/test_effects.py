@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from tiny import SIZES, fit, tiny_adata, tiny_fcr
 
+from pyro_fcr.analysis import model_error
 from pyro_fcr.analysis.effects import Effects, expected_fdr
 from pyro_fcr.analysis.model_error import ModelError, joint_errors
 from pyro_fcr.analysis.strengths import Squares
 from pyro_fcr.analysis.unmeasured import draw_unmeasured, interaction_errors
-from pyro_fcr.errors import CategoryError, DesignError
+from pyro_fcr.errors import ArgumentError, CategoryError, DesignError
 
 
 def effects_of(draws) -> Effects:
@@ -65,6 +68,13 @@ def test_a_gap_that_grows_with_the_noise_is_not_lost():
     told = (1 - found.absorbed) * noise + found.variance(predicted)
     # A constant cannot follow the noise, but is of the gaps' size; noise alone is a twentieth.
     assert 0.5 < told.mean() / (gap**2).mean() < 1.5
+
+
+def test_a_share_of_noise_that_rounding_puts_above_all_of_it_is_all(monkeypatch):
+    """Its complement has a square root, so it must not be negative."""
+    solved = SimpleNamespace(x=np.array([1 + 2**-52, 0.1, 0.2]))
+    monkeypatch.setattr(model_error, "lsq_linear", lambda *_, **__: solved)
+    assert ModelError.estimate(np.ones(3), np.ones(3), np.ones(3)).absorbed == 0
 
 
 def test_interactions_elsewhere_say_how_far_a_new_condition_may_lie():
@@ -149,6 +159,35 @@ def test_names_that_are_not_there_are_refused():
         effects.genes_of("t0", "x9")
 
 
+@pytest.mark.parametrize(
+    ("asked", "match"),
+    [
+        ({"least": -0.1}, r"least=.*finite number of at least 0, got -0.1"),
+        ({"least": np.nan}, "least=.*got nan"),
+        ({"fdr": 5}, "fdr=.*at most 1, got 5"),
+        ({"fdr": "0.05"}, "fdr=.*got '0.05'"),
+    ],
+)
+def test_thresholds_that_make_no_sense_are_refused(asked, match):
+    effects = effects_of(np.zeros((3, 1, 2, 2)))
+    for told in (lambda **k: effects.genes_of("t0", "x0", **k),
+                 lambda **k: effects.compare("t0", "x0", "x1", **k),
+                 effects.interaction_genes):  # fmt: skip
+        with pytest.raises(ArgumentError, match=match):
+            told(**asked)
+    if "least" in asked:
+        with pytest.raises(ArgumentError, match=match):
+            effects.interactions(**asked)
+
+
+def test_of_interactions_that_are_equally_likely_the_largest_comes_first():
+    """Every gene's change is one way in one group, the other way in the other: all are certain."""
+    change = np.array([1.0, -3.0, 2.0])
+    draws = np.tile(np.stack([change, -change]), (5, 1, 1, 1))
+    assert list(effects_of(draws).interaction_genes()["gene"]) == ["g1", "g1", "g2", "g2",
+                                                                   "g0", "g0"]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def fitted():
     adata = tiny_adata(per_condition=40)
@@ -187,6 +226,20 @@ def test_replicates_widen_the_intervals(fitted):
     assert width[1] > 1.5 * width[0]
     with pytest.raises(DesignError, match="no column 'plate'"):
         model.effects(adata, replicate="plate")
+
+
+@pytest.mark.parametrize("level", [0, 1, 1.5, -0.1, np.nan, "0.9", True])
+def test_levels_that_are_no_probability_are_refused(fitted, level):
+    model, _ = fitted
+    with pytest.raises(ArgumentError, match=r"level=.*a number between 0 and 1"):
+        model.effects(level=level, draws=2)
+
+
+@pytest.mark.parametrize("draws", [1, 0, 2.5])
+def test_too_few_draws_for_an_interval_are_refused(fitted, draws):
+    model, _ = fitted
+    with pytest.raises(ArgumentError, match=rf"draws=.*at least 2.*got {draws}"):
+        model.effects(draws=draws)
 
 
 def test_a_condition_without_cells_is_extrapolated_as_widely_as_interactions_range():

@@ -1,5 +1,6 @@
 import json
 import warnings
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -161,6 +162,7 @@ def test_joint_covariates_are_the_observed_combinations():
     design = Design.fit(adata, schema)
     assert design.covariates == {"line": ("u", "v"), "donor": ("1", "2")}
     assert design.covariate_levels == (("u", "1"), ("u", "2"), ("v", "2"))
+    assert design.covariate_groups == ("u | 1", "u | 2", "v | 2")
     assert design.n_levels == {"line": 2, "donor": 2}
     cells = design.encode(adata)
     assert cells.covariates[:3].tolist() == [[1, 1], [0, 1], [0, 0]]
@@ -317,6 +319,16 @@ def test_do_without_a_dose_takes_the_only_one_that_was_seen():
     assert design.do(cells, {"treatment": "A"}).treatment.tolist() == [[5, 0]] * 4
     with pytest.raises(DesignError, match=r"'B' without a dose.*at 2 doses \('1', '2'\)"):
         design.do(cells, {"treatment": "B"})
+
+
+@pytest.mark.parametrize("dose", [None, "dose"])
+def test_do_with_a_setting_gives_the_cells_of_a_group(doses, dose):
+    adata, schema = doses
+    design = quietly(adata, replace(schema, dose=dose))
+    cells = design.encode(adata)
+    for group in range(design.n_treatment_levels):
+        after = design.do(cells, design.setting(group))
+        assert set(after.treatment_id) == {group}
 
 
 def test_do_on_an_unseen_joint_covariate():

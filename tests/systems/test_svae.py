@@ -8,7 +8,7 @@ import tiny
 import torch
 
 import pyro_fcr as pf
-from pyro_fcr.errors import DesignError, SchemaError
+from pyro_fcr.errors import ArgumentError, DesignError, SchemaError
 from pyro_fcr.estimator import default_weight_decay
 
 SCHEMA = pf.Schema(treatment="treatment", control="control")
@@ -90,6 +90,15 @@ def test_programs_are_the_decoders_slope(fitted) -> None:
     torch.testing.assert_close(
         torch.from_numpy(found["z_1"].to_numpy()), share[1] - share[0], atol=1e-4, rtol=1e-3
     )
+
+
+def test_targets_of_impossible_shares_are_refused() -> None:
+    model = pf.SVAE(tiny.tiny_adata(), tiny.tiny_schema(covariates=[]), hidden=(8,))
+    tiny.fit(model)
+    with pytest.raises(ArgumentError, match=r"credible=.*a number between 0 and 1, got 95"):
+        model.targets(credible=95)
+    with pytest.raises(ArgumentError, match=r"level=.*at most 1, got 10"):
+        model.targets(level=10)
 
 
 def test_other_systems_answer_or_refuse() -> None:

@@ -20,7 +20,7 @@ from pyro_fcr.evaluate import bootstrap_prior
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyro_fcr.analysis.report.contract import Reported
+    from pyro_fcr.analysis.contract import Reported
     from pyro_fcr.analysis.report.page import Page
     from pyro_fcr.data import Cells, Design, Split
     from pyro_fcr.evaluate import Certificate

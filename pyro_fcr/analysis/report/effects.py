@@ -13,8 +13,8 @@ from pyro_fcr.analysis.report.page import rows
 from pyro_fcr.errors import FCRError
 
 if TYPE_CHECKING:
+    from pyro_fcr.analysis.contract import Reported
     from pyro_fcr.analysis.effects import Effects
-    from pyro_fcr.analysis.report.contract import Reported
     from pyro_fcr.analysis.report.page import Page
     from pyro_fcr.data import Cells
 

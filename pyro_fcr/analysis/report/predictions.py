@@ -11,7 +11,7 @@ import torch
 from pyro_fcr.analysis import plots
 from pyro_fcr.analysis.conditions import condition_labels
 from pyro_fcr.analysis.draws import moments, seeded
-from pyro_fcr.analysis.expression import expected_counts
+from pyro_fcr.analysis.expression import expected_under
 from pyro_fcr.analysis.report.page import number, rows
 from pyro_fcr.errors import FCRError
 from pyro_fcr.evaluate import profile, top_de_genes
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from pyro_fcr.analysis.report.contract import Reported
+    from pyro_fcr.analysis.contract import Reported
     from pyro_fcr.analysis.report.page import Page
     from pyro_fcr.data import Cells, Split
 
@@ -163,18 +163,8 @@ def _show_scatter(
     is_control = (covariate == x) & (cells.treatment_id == 0)
     control = cells.subset(is_control & train if (is_control & train).any() else is_control)
     truth = cells.subset(of(t, x) & test)
-    label, dose = design.label(design.treatment_rows[list(design.treatment_levels).index(t)])
-    do = {"treatment": label} | ({"dose": dose} if design.schema.dose else {})
-    expected = expected_counts(
-        model.model,
-        model.guide,
-        control,
-        design.do(control, do),
-        redraw=model.descendants(do),
-        draws=10,
-        seed=seed,
-        device=model.device,
-    )
+    do = design.setting(design.treatment_levels.index(t))
+    expected = expected_under(model, control, do, draws=10, seed=seed)
     start, observed = profile(control.counts), profile(truth.counts)
     seen = bool((of(t, x) & train).any())
     axes = plots.counterfactual(

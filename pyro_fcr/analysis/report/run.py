@@ -11,7 +11,7 @@ from pyro_fcr.analysis.report.page import rows
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pyro_fcr.analysis.report.contract import Reported
+    from pyro_fcr.analysis.contract import Reported
     from pyro_fcr.analysis.report.page import Page
     from pyro_fcr.data import Design, Split
 

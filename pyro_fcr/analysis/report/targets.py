@@ -14,7 +14,7 @@ from pyro_fcr.analysis.report.page import rows
 from pyro_fcr.analysis.targets import sparse_priors
 
 if TYPE_CHECKING:
-    from pyro_fcr.analysis.report.contract import Reported
+    from pyro_fcr.analysis.contract import Reported
     from pyro_fcr.analysis.report.page import Page
     from pyro_fcr.data import Cells
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from pyro_fcr.analysis.report.contract import Reported
+    from pyro_fcr.analysis.contract import Reported
     from pyro_fcr.data import Cells, Split
 
 __all__ = ["write_report"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_fcr import evaluate
+from pyro_fcr import arguments, evaluate
 from pyro_fcr.errors import DesignError
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def model_rows(
         at = effects.treatments.index(t), effects.covariates.index(joint[x])
         drawn = effects.draws[:, at[0], at[1]]
         drawn = drawn + np.sqrt(measured.variance) * rng.standard_normal(drawn.shape)
-        tail = (1 - LEVEL) / 2
-        low, high = np.quantile(drawn, (tail, 1 - tail), axis=0)
+        low, high = np.quantile(drawn, arguments.tails(LEVEL), axis=0)
         found[t, x] = _scores(low, high, measured.change)
     return found
 
@@ -117,7 +116,7 @@ def mean_rows(
     dict
         ``change coverage 90%`` and ``change width 90%`` (mean over genes) by condition.
     """
-    wide = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    wide = NormalDist().inv_cdf(arguments.tails(LEVEL)[1])
     found = {}
     for key, centre in change.items():
         half = wide * np.sqrt(sd[key] ** 2 + truth[key].variance)

@@ -1,4 +1,4 @@
-"""What the page asks of a fitted model."""
+"""What analyses ask of a fitted model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ if TYPE_CHECKING:
     from pyro_fcr.model import LatentModel
     from pyro_fcr.penalties import Head
 
-__all__ = ["Reported"]
+__all__ = ["Diagnosed", "FittedPair", "Intervened", "Reported"]
 
 
-class Reported(Protocol):
-    """What the page asks of a fitted model."""
+class FittedPair(Protocol):
+    """A model and its guide, fitted to the cells of a design."""
 
     design: Design
-    declaration: Any
-    settings: dict[str, Any]
 
     @property
     def model(self) -> LatentModel:
@@ -34,22 +32,38 @@ class Reported(Protocol):
         """The approximate posterior."""
 
     @property
-    def heads(self) -> Mapping[str, Head]:
-        """The classifiers in the objective, by name."""
-
-    @property
     def device(self) -> torch.device:
         """Where the weights live."""
 
-    @property
-    def history(self) -> pd.DataFrame:
-        """The training curves."""
+
+class Intervened(FittedPair, Protocol):
+    """What effects and predictions ask of a fitted model."""
 
     def encode(self, adata: AnnData | None = None) -> Cells:
         """Return data as encoded cells."""
 
     def descendants(self, do: Mapping[str, Any]) -> list[str]:
         """Return the blocks an intervention redraws."""
+
+
+class Diagnosed(FittedPair, Protocol):
+    """What a diagnosis asks of a fitted model."""
+
+    declaration: Any
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The training curves."""
+
+
+class Reported(Intervened, Diagnosed, Protocol):
+    """What the report page asks of a fitted model."""
+
+    settings: dict[str, Any]
+
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        """The classifiers in the objective, by name."""
 
     def targets(self, block: str | None = None, *, level: float = ...) -> pd.DataFrame:
         """Return which latents every treatment moves, and how far."""

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from pyro_fcr.penalties.base import Penalty, find_block, find_label, find_told
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -24,6 +24,9 @@ RIDGE = 0.05
 
 CELLS = 512
 """Cells compared pairwise at a time: the cost stays linear in the batch."""
+
+LEAST_RUN = 128
+"""Cells whose pairs are at least taken together: fewer would cost more calls than pairs."""
 
 NONLINEAR_SHARE = 4.0
 """Weight of the Gaussian kernels beside the linear one, which is unbounded."""
@@ -89,14 +92,17 @@ class ConditionalHSIC(Penalty):
     def _criterion(self, values: Tensor, label: Tensor, stratum: Tensor) -> Tensor:
         # One group more than training saw: where a cell of new data has a label it did not.
         n_label, n_given = self._label.n_groups + 1, self._given.n_groups + 1
-        stratum = stratum % n_given
-        group = stratum * n_label + label % n_label
-        hot = _equal(group, torch.arange(n_given * n_label, device=group.device), values)
-        size = hot.sum(0)
+        stratum, order = (stratum % n_given).sort(stable=True)
+        values, group = values[order], stratum * n_label + label[order] % n_label
+        size, sums = _sums(group, values, n_given * n_label)
         by_stratum = size.view(n_given, n_label)
         sizes, labels = by_stratum.sum(1).clamp_min(1.0), (by_stratum > 0).sum(1)
-        centre = (hot.T @ values).view(n_given, n_label, -1).sum(1) / sizes[:, None]
-        whitened, enough = _whiten(values - centre[stratum], hot, size)
+        centre = sums.view(n_given, n_label, -1).sum(1) / sizes[:, None]
+        residual = values - (sums / size.clamp_min(1.0)[:, None])[group]
+        # Each group's mean costs a degree of freedom: groups of one tell nothing of the spread.
+        freedom = len(values) - (size > 0).sum()
+        whitened = _whiten(values - centre[stratum], residual, freedom)
+        enough = freedom >= 2 * values.shape[1]
         # The chi-square kernel of two cells of a stratum is 1 / share − 1 where they have one
         # label, else −1. What a pair scores on average when labels are shuffled within the stratum
         # is taken off: otherwise the criterion would be biased downwards, and the penalty would
@@ -104,9 +110,34 @@ class ConditionalHSIC(Penalty):
         expected = (1 - labels) / (sizes - 1).clamp_min(1.0)
         constant = (1 + expected) / sizes / len(values)
         alike = 1 / size.clamp_min(1.0) / len(values)
-        pairs = _equal(group, group, values).mul_(alike[group])
-        pairs.addcmul_(_equal(stratum, stratum, values), constant[stratum], value=-1.0)
-        return enough * _PairSums.apply(whitened, pairs.fill_diagonal_(0.0))
+
+        def pairs(run: slice) -> Tensor:
+            own, within = group[run], stratum[run]
+            weights = _equal(own, own, values).mul_(alike[own])
+            weights.addcmul_(_equal(within, within, values), constant[within], value=-1.0)
+            return weights.fill_diagonal_(0.0)
+
+        return enough * _PairSums.apply(whitened, pairs, _runs(by_stratum.sum(1)))
+
+
+def _runs(sizes: Tensor) -> list[slice]:
+    """Return cells sorted by stratum as runs of whole strata: no pair reaches beyond its run."""
+    # Elsewhere the sizes would cost a synchronisation.
+    if sizes.device.type != "cpu":
+        return [slice(None)]
+    runs, start, end = [], 0, 0
+    for size in sizes.int().tolist():
+        end += size
+        if end - start >= LEAST_RUN:
+            runs.append(slice(start, end))
+            start = end
+    return [*runs, slice(start, end)] if end > start else runs
+
+
+def _sums(group: Tensor, values: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return the groups' numbers of cells (n,), and their values' sums (n, d)."""
+    size = values.new_zeros(n).index_add_(0, group, values.new_ones(len(group)))
+    return size, values.new_zeros(n, values.shape[1]).index_add(0, group, values)
 
 
 def _equal(left: Tensor, right: Tensor, like: Tensor) -> Tensor:
@@ -118,59 +149,62 @@ def _equal(left: Tensor, right: Tensor, like: Tensor) -> Tensor:
 class _PairSums(torch.autograd.Function):
     """Sums over pairs, weighted by p: of products, and of Gaussian kernels of the distances.
 
-    The weights are symmetric. The kernels have squared widths 4d, 2d and d (a whitened pair is 2d
-    apart on average): each is the square of the one before. The gradients of both are made while
-    their parts are at hand, since what autograd keeps and repeats of these B × B matrices would
-    be most of a small step's time.
+    The weights are symmetric and zero beyond a run. The kernels have squared widths 4d, 2d and d
+    (a whitened pair is 2d apart on average): each is the square of the one before. The gradients
+    of both are made while their parts are at hand, since what autograd keeps and repeats of these
+    matrices of pairs would be most of a small step's time.
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, pairs: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, values: Tensor, pairs: Callable[[slice], Tensor], runs: Sequence[slice]
+    ) -> Tensor:
         d = values.shape[1]
         squares, ones = values.square().sum(1, keepdim=True), values.new_ones(len(values), 1)
-        # Minus a pair's squared distance over 4d, in one product; rounding may make it positive.
+        # Minus a pair's squared distance over 4d, in one product.
         left = torch.cat([2.0 * values, -squares, -ones], 1).div_(4.0 * d)
-        wide = (left @ torch.cat([values, ones, squares], 1).T).clamp_max_(0.0).exp_()
-        middle = wide.square()
-        narrow = middle.square()
-        weighted = wide.mul_(pairs)
-        gaussian = weighted.sum() + torch.dot(pairs.view(-1), middle.view(-1))
-        gaussian = (gaussian + torch.dot(pairs.view(-1), narrow.view(-1))) / 3.0
-        # d kernels / d distance, times −12 d.
-        slope = weighted.addcmul_(pairs, middle, value=2.0).addcmul_(pairs, narrow, value=4.0)
-        by_distance = (torch.cat([values, ones], 1).T @ slope).T
-        by_distance = by_distance[:, :d] - by_distance[:, d:] * values
-        by_product = (values.T @ pairs).T
-        ctx.save_for_backward(2.0 * by_product, by_distance.div_(3.0 * d))
-        return torch.stack([(by_product * values).sum(), gaussian])
+        right, padded = torch.cat([values, ones, squares], 1), torch.cat([values, ones], 1)
+        by_product, by_distance = torch.empty_like(values), torch.empty_like(padded)
+        gaussian = values.new_zeros(())
+        for run in runs:
+            weights = pairs(run)
+            # Rounding may make a distance negative.
+            wide = (left[run] @ right[run].T).clamp_max_(0.0).exp_()
+            middle = wide.square()
+            narrow = middle.square()
+            weighted = wide.mul_(weights)
+            gaussian += weighted.sum() + torch.dot(weights.view(-1), middle.view(-1))
+            gaussian += torch.dot(weights.view(-1), narrow.view(-1))
+            # d kernels / d distance, times −12 d.
+            slope = weighted.addcmul_(weights, middle, value=2.0)
+            slope.addcmul_(weights, narrow, value=4.0)
+            by_distance[run] = (padded[run].T @ slope).T
+            by_product[run] = (values[run].T @ weights).T
+        slope = by_distance[:, :d] - by_distance[:, d:] * values
+        ctx.save_for_backward(2.0 * by_product, slope.div_(3.0 * d))
+        return torch.stack([(by_product * values).sum(), gaussian / 3.0])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         by_product, by_distance = ctx.saved_tensors
-        return grad[0] * by_product + grad[1] * by_distance, None
+        return grad[0] * by_product + grad[1] * by_distance, None, None
 
 
-def _whiten(values: Tensor, hot: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Return values whitened by their covariance within groups, and whether it could be told.
+def _whiten(values: Tensor, residual: Tensor, freedom: Tensor) -> Tensor:
+    """Return values whitened by the covariance of their residuals.
 
     Parameters
     ----------
-    values
+    values, residual
         Shape (B, d).
-    hot
-        Shape (B, groups): one-hot rows of the cells' groups.
-    size
-        Shape (groups,): their cells.
+    freedom
+        Scalar: the residuals' degrees of freedom.
     """
-    residual = values - hot @ ((hot.T @ values) / size.clamp_min(1.0)[:, None])
-    # Each group's mean costs a degree of freedom: groups of one tell nothing of the spread.
-    freedom = len(values) - (size > 0).sum()
     residual = residual / freedom.clamp_min(1).sqrt()
     scale = residual.square().sum(0).add(1e-12).sqrt()
     standard = residual / scale
     correlation = standard.T @ standard
     eye = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
     factor, _ = torch.linalg.cholesky_ex((1 - RIDGE) * correlation + RIDGE * eye)
-    whitened = torch.linalg.solve_triangular(factor, (values / scale).T, upper=False).T
-    return whitened, freedom >= 2 * values.shape[1]
+    return torch.linalg.solve_triangular(factor, (values / scale).T, upper=False).T

@@ -185,8 +185,33 @@ def test_the_written_out_gradient_is_the_gradient():
     values = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
     pairs = torch.randn(7, 7, dtype=torch.float64)
     pairs = (pairs + pairs.T).fill_diagonal_(0.0)
-    assert torch.autograd.gradcheck(lambda v: _PairSums.apply(v, pairs), values)
+    pairs[:3, 3:] = pairs[3:, :3] = 0.0
+    runs = [slice(0, 3), slice(3, 7)]
+
+    def sums(values):
+        return _PairSums.apply(values, lambda run: pairs[run, run].contiguous(), runs)
+
+    assert torch.autograd.gradcheck(sums, values)
     distances = torch.cdist(values, values).square()
     kernels = sum(torch.exp(-distances / (w * 3)) for w in (4, 2, 1)) / 3
     expected = torch.stack([(pairs * (values @ values.T)).sum(), (pairs * kernels).sum()])
-    torch.testing.assert_close(_PairSums.apply(values, pairs), expected)
+    torch.testing.assert_close(sums(values), expected)
+
+
+def test_runs_are_whole_strata():
+    sizes = torch.tensor([100.0, 0.0, 50.0, 200.0, 3.0, 0.0])
+    assert hsic._runs(sizes) == [slice(0, 150), slice(150, 350), slice(350, 353)]
+    assert hsic._runs(torch.tensor([128.0, 0.0])) == [slice(0, 128)]
+
+
+def test_conditions_that_no_cell_of_the_batch_has_cost_no_products():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch, z = balanced(20), torch.randn(120, 3)
+    values, products = [], []
+    for n in (4, 60):
+        with FlopCounterMode(display=False) as counter:
+            values.append(penalty(n, n)({"z": z}, batch))
+        products.append(counter.get_total_flops())
+    assert products[0] == products[1] > 0
+    torch.testing.assert_close(values[0], values[1])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["EXTERNALS", "KINDS", "Judged", "MissingPackageError", "check_method", "fitted"]
 
 KINDS = {
-    "system": {"options", "fit", "schema", "likelihood"},
+    "system": {"options", "fit", "calibrate", "schema", "likelihood"},
     "external": {"options"},
     "references": set[str](),
 }
@@ -78,6 +78,8 @@ def fitted(method: Mapping[str, Any], problem: Problem, seed: int) -> Any:
     model.fit(
         split=problem.split, seed=seed, device="cpu", progress=False, **method.get("fit", {})
     )
+    if "calibrate" in method:
+        model.calibrate(seed=seed, device="cpu", **method["calibrate"])
     return model
 
 

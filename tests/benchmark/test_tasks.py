@@ -10,6 +10,7 @@ from anndata import AnnData
 import pyro_fcr as pf
 from pyro_fcr import evaluate
 from pyro_fcr.benchmark import Problem, available, compare, read_config, run, summarise
+from pyro_fcr.benchmark.methods import fitted
 from pyro_fcr.benchmark.problem import _with_controls
 from pyro_fcr.benchmark.table import shares
 from pyro_fcr.benchmark.tasks.calibration import Calibration
@@ -234,6 +235,15 @@ def test_coverage_of_the_exact_posterior_and_of_one_too_narrow():
     assert row["matched"] == pytest.approx(1 / np.sqrt(1.36), abs=0.02)
     narrow = shrunk + 0.3 * sd * rng.normal(size=draws.shape)
     assert Calibration()._coverage(narrow, truth, condition)["coverage 90%"] < 0.6
+
+
+def test_a_method_is_calibrated_where_its_configuration_says_so(problem):
+    method = {"system": "FCR", "options": {"hidden": 8}, "fit": {"max_epochs": 2}}
+    as_fitted = fitted(method, problem, seed=0)
+    assert "calibrated" not in as_fitted.settings
+    assert (
+        fitted({**method, "calibrate": {"steps": 3}}, problem, seed=0).settings["calibrated"] == 3
+    )
 
 
 def test_clusters_and_factors(problem):

@@ -390,7 +390,9 @@ def imported(root: Path, cache: Path) -> tuple[dict[str, list[str]], str]:
         "XDG_CACHE_HOME": str(cache),
         "MPLCONFIGDIR": str(cache / "matplotlib"),
     }
-    environment.pop("PYTHONWARNINGS", None)
+    # The compiler sets the second when it is imported, which this process may have done.
+    for name in ("PYTHONWARNINGS", "TORCHINDUCTOR_CACHE_DIR"):
+        environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-c", PROBE, NAME],
         capture_output=True,

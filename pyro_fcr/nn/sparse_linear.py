@@ -26,7 +26,6 @@ class SparseFeatures(NamedTuple):
     mean: Tensor
     scale: Tensor
 
-    @torch.compiler.disable
     def linear(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Return the features times a matrix (G, K), plus a vector (K,); shape (B, K)."""
         return _Linear.apply(weight, bias, *self)

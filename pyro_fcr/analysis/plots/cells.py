@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patheffects import Normal, Stroke
 
 from pyro_fcr import arguments
+from pyro_fcr.analysis.plots import given
 from pyro_fcr.analysis.plots.style import (
     GREY,
     PALETTE,
     WIDTH,
+    check_cmap,
     colours_of,
     finish,
     house_style,
@@ -124,7 +125,8 @@ def latents(
     DesignError
         If umap-learn is asked for and not installed.
     ArgumentError
-        If ``frame`` is no block's latents, or ``color`` has no value for each of its cells.
+        If ``frame`` is no block's latents, ``color`` has no value for each of its cells, or
+        ``basis``, ``cmap`` or ``palette`` is not known.
     """
     if not isinstance(frame, pd.DataFrame | np.ndarray):
         raise arguments.refused(
@@ -136,6 +138,8 @@ def latents(
             color, where="latents(color=)", expected=f"one value for each of {len(frame)} cells",
             hint="pass the column, as adata.obs['cell_type']",
         )  # fmt: skip
+    given.chosen([basis], ["pca", "umap"], "latents(basis=)", "'pca' or 'umap'")
+    check_cmap(cmap)
     with house_style():
         ax = own_axes(ax, height=3.6)
         xy = principal_axes(frame) if basis == "pca" else _umap(frame)
@@ -199,9 +203,18 @@ def overview(
     Returns
     -------
     numpy.ndarray of Axes, shape (blocks, colourings)
+
+    Raises
+    ------
+    ArgumentError
+        If these are no latents by block, or ``obs`` has no such column or other cells.
     """
-    names = [color] if isinstance(color, str) else list(color)
-    blocks = list(latents_by_block)
+    blocks = list(
+        given.named(latents_by_block, "overview(latents_by_block=)", of="a block's latents")
+    )
+    given.table(obs, "overview(obs=)", source="pass adata.obs")
+    names = given.chosen([color] if isinstance(color, str) else color, obs.columns,
+                         "overview(color=)", "columns of obs")  # fmt: skip
     with house_style():
         if axes is None:
             key = max(_key_height(colours_of(_text(obs[n]), None, palette)) for n in names)
@@ -246,8 +259,10 @@ def _name_middles(
 ) -> None:
     for name in colours:
         x, y = np.median(xy[labels == name], axis=0)
+        # A halo drowns among dark dots: the name stands on a ground of its own.
+        ground = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}
         ax.text(x, y, short(name), ha="center", va="center", fontsize=8.5, fontweight="bold",
-                path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()])  # fmt: skip
+                bbox=ground)  # fmt: skip
 
 
 def _umap(frame: ArrayLike) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pyro_fcr.analysis.plots import given
 from pyro_fcr.analysis.plots.style import (
     GREY,
     WIDTH,
@@ -69,7 +70,16 @@ def intervals(
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    ArgumentError
+        If these are no such tables by group, or a gene is missing from one.
     """
+    for group, told in given.named(tables, "intervals(tables=)", of="a table").items():
+        where = f"intervals(tables=)['{group}']"
+        given.table(told, where, ("lfc", "low", "high"), source="as Effects.genes_of gives it")
+        given.chosen(genes, told.index, "intervals(genes=)", f"genes of the table '{group}'")
     places = np.arange(len(genes), dtype=float)
     steps = (np.arange(len(tables)) - (len(tables) - 1) / 2) * 0.7 / max(len(tables), 1)
     with house_style():
@@ -120,8 +130,17 @@ def dose_response(
     Returns
     -------
     numpy.ndarray of Axes
+
+    Raises
+    ------
+    ArgumentError
+        If this is no such table, or a gene is missing from it.
     """
-    chosen = list(dict.fromkeys(table["gene"]))[:6] if genes is None else list(genes)
+    columns = ("covariate", "dose", "gene", "lfc", "low", "high")
+    given.table(table, "dose_response(table=)", columns, source="pass fcr.dose_response(...)")
+    there = list(dict.fromkeys(table["gene"]))
+    chosen = there[:6] if genes is None else list(genes)
+    given.chosen(chosen, there, "dose_response(genes=)", "genes of the table")
     groups = [str(group) for group in dict.fromkeys(table["covariate"])]
     colours = colours_of(np.asarray(groups), groups, palette)
     doses = np.sort(table["dose"].unique())

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyro_fcr import arguments
+from pyro_fcr.analysis.plots import given
 from pyro_fcr.analysis.plots.style import (
     finish,
     heat,
@@ -56,7 +58,14 @@ def leakage(
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    ArgumentError
+        If this is no such table.
     """
+    columns = ("block", "question", "score", "chance")
+    given.table(table, "leakage(table=)", columns, source="give it a row per block and question")
     blocks = list(dict.fromkeys(table["block"]))
     questions = list(dict.fromkeys(table["question"]))
     share = ((table["score"] - table["chance"]) / (1 - table["chance"])).clip(0, 1)
@@ -105,10 +114,16 @@ def interaction(
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    ArgumentError
+        If this is no table of numbers.
     """
+    source = "give it a row per treatment and a column per covariate"
+    values = given.numbers(table, "interaction(table=)", source=source)
     if table.shape[1] > max(10, table.shape[0]):
-        table = table.T
-    values = table.to_numpy(dtype=float)
+        table, values = table.T, values.T
     words = np.full(values.shape, "", dtype=object)
     if values.shape[1] <= 12:
         words[:] = [[f"{v:.1f}" if np.isfinite(v) else "–" for v in row] for row in values]
@@ -156,12 +171,22 @@ def leakage_matrix(
     -------
     matplotlib.axes.Axes
         Blocks that are read in rows, blocks that are told in columns.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such share.
     """
     found = {}
-    for name, share in shares.items():
+    for name, share in arguments.mapping(shares, "leakage_matrix(shares=)", of="shares").items():
         parts = str(name).split(".")
         if len(parts) == 3 and parts[0] == "leakage":
             found[parts[1], parts[2]] = float(share)
+    if not found:
+        raise arguments.refused(
+            list(shares), where="leakage_matrix(shares=)", expected="names like leakage.A.B",
+            hint="pass fcr.history.iloc[-1] after fit(monitor_leakage=True)",
+        )  # fmt: skip
     blocks = list(dict.fromkeys(block for pair in found for block in pair))
     grid = np.array([[found.get((a, b), np.nan) for b in blocks] for a in blocks])
     words = np.full(grid.shape, "", dtype=object)
@@ -206,8 +231,14 @@ def masks(
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    ArgumentError
+        If this is no table of numbers.
     """
-    values = table.to_numpy(dtype=float)
+    source = "pass fcr.targets()['inclusion'].unstack()"
+    values = given.numbers(table, "masks(table=)", source=source)
     words = np.full(values.shape, "", dtype=object)
     if values.shape[1] <= 12 and len(values) <= 40:
         words[:] = [[_probability(v) for v in row] for row in values]

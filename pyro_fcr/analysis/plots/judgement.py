@@ -11,6 +11,8 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import binom
 
+from pyro_fcr import arguments
+from pyro_fcr.analysis.plots import given
 from pyro_fcr.analysis.plots.style import (
     GREY,
     PALETTE,
@@ -87,8 +89,20 @@ def counterfactual(
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    ArgumentError
+        If these are not of the same genes.
     """
     x, y = np.asarray(observed, dtype=float), np.asarray(predicted, dtype=float)
+    for name, values in (("observed", x), ("genes", y if genes is None else np.asarray(genes))):
+        if y.ndim != 1 or values.shape != y.shape:
+            raise arguments.refused(
+                values.shape, where=f"counterfactual({name}=)",
+                expected=f"as many genes as predicted values, which have shape {y.shape}",
+                hint="give one row of the same genes for each",
+            )  # fmt: skip
     marked = np.asarray([] if highlight is None else highlight, dtype=int)
     with house_style():
         ax = own_axes(ax, height=4.2)
@@ -133,8 +147,18 @@ def evaluation(
     Returns
     -------
     numpy.ndarray of Axes
+
+    Raises
+    ------
+    ArgumentError
+        If this is no such table, or a metric is missing from it.
     """
-    chosen = [name for name in (metrics or _METRICS) if name in table]
+    where, source = "evaluation(table=)", "pass fcr.evaluate(adata, split)"
+    given.table(table, where, source=source)
+    asked = [name for name in _METRICS if name in table] if metrics is None else metrics
+    chosen = given.chosen(asked, table.columns, "evaluation(metrics=)", "columns of the table")
+    if not chosen:
+        given.table(table, where, tuple(_METRICS), source=source)
     methods = [str(name) for name in table.index]
     with house_style():
         rows = -(-len(chosen) // 2)
@@ -187,7 +211,15 @@ def rank_histogram(
     Returns
     -------
     numpy.ndarray of Axes
+
+    Raises
+    ------
+    ArgumentError
+        If these are no ranks by block, or beyond the draws.
     """
+    for name, found in given.named(ranks, "rank_histogram(ranks=)", of="ranks").items():
+        _within(found, draws, f"rank_histogram(ranks=)['{name}']", "ranks",
+                hint="give the draws they were ranked among")  # fmt: skip
     with house_style():
         figure = Figure(figsize=(WIDTH, 2.1), layout="constrained")
         axes = figure.subplots(1, len(ranks), squeeze=False, sharey=True).ravel()
@@ -237,7 +269,15 @@ def coverage(
     -------
     matplotlib.axes.Axes
         Below the diagonal intervals are too narrow, above it too wide.
+
+    Raises
+    ------
+    ArgumentError
+        If these are no positions from 0 to 1 by name.
     """
+    for name, values in given.named(positions, "coverage(positions=)", of="positions").items():
+        _within(values, 1, f"coverage(positions=)['{name}']", "positions",
+                hint="ranks become positions as (ranks + 0.5) / (draws + 1)")  # fmt: skip
     levels = np.linspace(0, 1, 101)
     with house_style():
         ax = own_axes(ax, height=3.4)
@@ -252,6 +292,14 @@ def coverage(
                ylabel="share of truths inside", title=title or "")  # fmt: skip
         ax.set_aspect("equal", adjustable="box")
     return finish(ax, show=show, save=save)
+
+
+def _within(values: ArrayLike, top: float, where: str, what: str, *, hint: str) -> None:
+    found = np.ravel(np.asarray(values, dtype=float))
+    if not found.size or not (found.min() >= 0 and found.max() <= top):
+        span = f"{found.min():g} to {found.max():g}" if found.size else "none"
+        expected = f"{what} from 0 to {top:g}"
+        raise arguments.refused(span, where=where, expected=expected, hint=hint)
 
 
 def _room_for_numbers(ax: Axes, places: NDArray[Any], values: NDArray[Any]) -> None:

@@ -6,6 +6,8 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import matplotlib as mpl
@@ -15,10 +17,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pyro_fcr import arguments
+from pyro_fcr.files import whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
@@ -29,6 +31,7 @@ __all__ = [
     "GREY",
     "PALETTE",
     "WIDTH",
+    "check_cmap",
     "colours_of",
     "finish",
     "heat",
@@ -90,10 +93,22 @@ def finish(drawn: _Drawn, *, show: bool, save: str | Path | None) -> _Drawn:
     figure: Any = np.ravel(np.asarray(drawn, dtype=object))[0].figure
     with house_style():
         if save is not None:
-            figure.savefig(save)
+            _save(figure, save)
         if show:
             _show(figure)
     return drawn
+
+
+def _save(figure: Any, save: str | Path) -> None:
+    formats = figure.canvas.get_supported_filetypes()
+    ending = Path(save).suffix[1:].lower() if isinstance(save, str | PathLike) else None
+    if ending not in formats:
+        raise arguments.refused(
+            save, where="save=", hint="save='figures/latents.png'",
+            expected="a file's name that ends in ." + ", .".join(formats),
+        )  # fmt: skip
+    with whole(save) as partial:
+        figure.savefig(partial, format=ending)
 
 
 def _show(figure: Figure) -> None:
@@ -133,9 +148,10 @@ def heat(
     cmap: str = "cividis",
 ) -> None:
     """Draw a matrix with names, words in its cells and a colour bar from 0 to ``top``."""
+    check_cmap(cmap)
     finite = values[np.isfinite(values)]
     top = top or (float(finite.max()) if finite.size else 1.0) or 1.0
-    colours = mpl.colormaps[cmap].with_extremes(bad="#e8e8e8")
+    colours = mpl.colormaps.get_cmap(cmap).with_extremes(bad="#e8e8e8")
     drawn = ax.imshow(values, cmap=colours, vmin=0, vmax=top, aspect="auto")
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(rows)), rows)
@@ -151,6 +167,21 @@ def heat(
         bar = ax.figure.colorbar(drawn, ax=ax, label=label, fraction=0.06, pad=0.02)
         bar.outline.set_visible(False)
         bar.ax.yaxis.set_major_locator(MaxNLocator(3))
+
+
+def check_cmap(cmap: Any) -> None:
+    """Refuse a colour map that matplotlib does not know.
+
+    Raises
+    ------
+    ArgumentError
+        If it does not.
+    """
+    if isinstance(cmap, str) and cmap not in mpl.colormaps:
+        raise arguments.refused(
+            cmap, where="cmap=", expected="the name of a colour map of matplotlib's",
+            hint="leave it out, or take one of matplotlib.colormaps",
+        )  # fmt: skip
 
 
 def _named(palette: str) -> list[Any]:

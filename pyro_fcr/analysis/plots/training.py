@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pyro_fcr import arguments
+from pyro_fcr.analysis.plots import given
 from pyro_fcr.analysis.plots.style import GREY, PALETTE, WIDTH, finish, house_style, plain, symbol
 
 if TYPE_CHECKING:
@@ -39,8 +41,17 @@ def history(
     Returns
     -------
     numpy.ndarray of Axes
+
+    Raises
+    ------
+    ArgumentError
+        If this is no history.
     """
-    panels = _panels(table)
+    where, source = "history(table=)", "pass fcr.history, or what fcr.fit returned"
+    panels = _panels(given.table(table, where, source=source))
+    if not panels:
+        expected = "a table of terms, epoch by epoch"
+        raise arguments.refused(list(table.columns), where=where, expected=expected, hint=source)
     with house_style():
         rows = -(-len(panels) // 2)
         figure = Figure(figsize=(WIDTH, 2.5 * rows), layout="constrained")

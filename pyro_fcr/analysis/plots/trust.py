@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pyro_fcr import arguments
+from pyro_fcr.analysis.plots import given
 from pyro_fcr.analysis.plots.style import (
     GREY,
     PALETTE,
@@ -49,7 +51,17 @@ def importance(
     -------
     numpy.ndarray of Axes, shape (2,)
         Pareto k-hat, which should lie below 0.7; the importance-weighted bound above the ELBO.
+
+    Raises
+    ------
+    ArgumentError
+        If this is something else.
     """
+    if not hasattr(found, "k_hat"):
+        raise arguments.refused(
+            type(found), where="importance(found=)", expected="what fcr.importance() returns",
+            hint="pass it whole",
+        )  # fmt: skip
     with house_style():
         figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
         axes = figure.subplots(1, 2)
@@ -96,7 +108,14 @@ def block_use(
     -------
     matplotlib.axes.Axes
         Prior and posterior of a block that is not used overlap by 1.
+
+    Raises
+    ------
+    ArgumentError
+        If this is another table.
     """
+    columns = ("information", "overlap", "used", "size")
+    given.table(table, "block_use(table=)", columns, source="pass fcr.block_use()")
     with house_style():
         ax = own_axes(ax, height=0.4 * len(table) + 0.9)
         places = np.arange(len(table))
@@ -131,7 +150,14 @@ def predictive_checks(
     numpy.ndarray of Axes
         The bar spans the replicates, the line marks what was observed; ``r`` is the agreement
         over genes, or over pairs of them.
+
+    Raises
+    ------
+    ArgumentError
+        If this is another table.
     """
+    columns = ("observed", "low", "high", "agreement")
+    given.table(table, "predictive_checks(table=)", columns, source="pass fcr.predictive_checks()")
     with house_style():
         rows = -(-len(table) // 2)
         figure = Figure(figsize=(WIDTH, 0.95 * rows), layout="constrained")
@@ -181,7 +207,15 @@ def stability(
     -------
     matplotlib.axes.Axes
         A dot per pair of fits, a line at their mean: 1 is the same.
+
+    Raises
+    ------
+    ArgumentError
+        If this is another table.
     """
+    given.table(
+        table, "stability(table=)", ("block", "r2", "mcc"), source="pass pf.stability(...)"
+    )
     measures = {"r2": ("whole block (R²)", PALETTE[0]), "mcc": ("single components", PALETTE[1])}
     blocks = list(dict.fromkeys(table["block"]))
     with house_style():

@@ -34,6 +34,7 @@ PERMUTATIONS = [
     "tests/penalties/test_discriminator.py",
     READERS,
 ]
+DENSITIES = ["tests/distributions/test_cell_log_prob.py", "tests/distributions/test_counts.py"]
 TARGETS = {
     "infer/objective.py": ["tests/infer/test_objective.py"],
     "penalties/base.py": [*PERMUTATIONS, "tests/penalties/test_one_group.py"],
@@ -52,10 +53,8 @@ TARGETS = {
     "evaluate/conformal.py": ["tests/evaluate/test_conformal.py"],
     "analysis/shrinkage.py": ["tests/analysis/test_shrinkage.py"],
     "nn/sparse_linear.py": ["tests/nn/test_sparse_linear.py"],
-    "distributions/counts.py": [
-        "tests/distributions/test_cell_log_prob.py",
-        "tests/distributions/test_counts.py",
-    ],
+    "distributions/counts.py": DENSITIES,
+    "distributions/densities.py": DENSITIES,
 }
 SWAPS: dict[type, type] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,

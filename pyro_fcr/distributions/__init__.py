@@ -5,8 +5,8 @@ from pyro_fcr.distributions.counts import (
     Poisson,
     SharedNegativeBinomial,
     ZeroInflatedNegativeBinomial,
-    negative_binomial_log_prob,
 )
+from pyro_fcr.distributions.densities import negative_binomial_log_prob
 from pyro_fcr.distributions.divergences import kl_mean_field_low_rank
 from pyro_fcr.distributions.factored import FactoredNormal
 from pyro_fcr.distributions.relaxed import StraightThroughBernoulli

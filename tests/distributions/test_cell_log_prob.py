@@ -10,7 +10,7 @@ from pyro_fcr.distributions import (
     ZeroInflatedNegativeBinomial,
     negative_binomial_log_prob,
 )
-from pyro_fcr.distributions.counts import TABULATED, _dense_log_prob
+from pyro_fcr.distributions.densities import TABULATED, dense_log_prob
 
 
 def random_cells(shape=(6, 5), dtype=torch.float64):
@@ -73,7 +73,7 @@ def zero_inflated_density(y, log_mean, log_theta, gate):
     return torch.logaddexp(present, structural).sum(-1)
 
 
-@pytest.mark.parametrize("density", [zero_inflated_density, _dense_log_prob])
+@pytest.mark.parametrize("density", [zero_inflated_density, dense_log_prob])
 def test_zero_inflated_value_and_gradient(density):
     y, log_mean, log_theta = random_cells()
     inputs = [log_mean, log_theta, 2 * torch.randn_like(log_mean)]

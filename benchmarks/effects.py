@@ -2,13 +2,16 @@
 
     python benchmarks/effects.py --seeds 11 12 13
     python benchmarks/effects.py --seeds 11 12 13 14 15 --strengths
+    python benchmarks/effects.py --seeds 11 12 13 --contrasts --jobs 1
 
 Semi-synthetic cells with the genes of untreated Kang cells (1,000 genes; 5 treatments, the control
 among them, by 5 covariate groups, 200 cells each), the same with interactions planted into three
 tenths of the treated conditions alone, the factorised simulation (base, 7 x 6), and the same with
 a fifth of its treated conditions never measured. One FCR at its defaults for each. Strengths of
 conditions and shares of genes come from the counts whatever the model: ``--strengths`` asks for
-those alone, after a single epoch.
+those alone, after a single epoch. ``--contrasts`` asks ``differential`` of the base simulation,
+after ten epochs and after a whole fit: two treatments of a kind of cell, two kinds of cell under
+one treatment, groups of mixed cells, and control cells as they would be against cells as they are.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from _common import RESULTS, parser, run
 from sklearn.metrics import average_precision_score
 
@@ -35,6 +39,12 @@ LEAST = 0.25
 FDR = 0.1
 WELL_COUNTED = 100
 """Molecules of a gene in a condition and in its control."""
+
+FITS = {"short": 10, "whole": None}
+"""Epochs."""
+
+MIXED = 0.7
+"""Share of a mixed group's first kind of cell, of the other group's second."""
 
 SIMULATIONS = ("kang-like", "planted", "base", "hold")
 COLUMNS = (
@@ -91,6 +101,75 @@ def job(simulation: str, seed: int, *, strengths: bool = False) -> list[dict[str
         row["coverage_unseen"] = _inside(effects.draws, truth)[~seen].mean()
         row["rmse_unseen"] = _rmse(effects.predicted - truth, ~seen)
     return [row]
+
+
+def contrasts(fit: str, seed: int) -> list[dict[str, Any]]:
+    """Fit, compare many pairs of groups, and the answers with the truth."""
+    adata = simulate("base", seed)
+    schema = pf.Schema(treatment="treatment", control="control", covariates="covariate")
+    fcr = pf.FCR(adata, schema)
+    fcr.fit(max_epochs=FITS[fit], seed=0, progress=False)
+    effects = fcr.effects()
+    told: dict[str, list[pd.DataFrame]] = {}
+    for kind, groups, truth in _pairs(adata, seed):
+        table = fcr.differential(*groups[:2], do=groups[2], effects=effects, fdr=FDR)
+        table["truth"] = pd.Series(truth, index=adata.var_names)
+        told.setdefault(kind, []).append(table)
+    return [{"kind": kind, **_judged(pd.concat(tables))} for kind, tables in told.items()]
+
+
+def _pairs(
+    adata: ad.AnnData, seed: int
+) -> Iterator[tuple[str, tuple[ad.AnnData, ad.AnnData, dict[str, str] | None], NDArray[Any]]]:
+    """Yield pairs of groups, what is done to the first, and the true log2 fold changes."""
+    rng = np.random.default_rng(seed)
+    share = pf.simulate.true_shares(adata, cells=20_000, seed=seed)
+    names = [list(adata.obs[column].cat.categories) for column in ("treatment", "covariate")]
+    treatment, covariate = (
+        adata.obs[column].cat.codes.to_numpy() for column in ("treatment", "covariate")
+    )
+    n_t, n_x = share.shape[:2]
+
+    def cells(kept: NDArray[np.bool_]) -> ad.AnnData:
+        return adata[kept].copy()
+
+    def mixture(t: int, x: int, y: int, first: float) -> tuple[ad.AnnData, NDArray[Any]]:
+        # Every cell by its own lot, so that the numbers vary as those of a sample do.
+        chance = np.select([covariate == x, covariate == y], [first, 1 - first])
+        kept = (treatment == t) & (rng.random(len(chance)) < chance)
+        return cells(kept), first * share[t, x] + (1 - first) * share[t, y]
+
+    for t, u in ((t, t + 1) for t in range(1, n_t - 1, 2)):
+        for x in range(n_x):
+            y = (x + 1) % n_x
+            own = [cells((treatment == level) & (covariate == x)) for level in (0, t, u)]
+            yield "treatments", (own[1], own[2], None), np.log2(share[t, x] / share[u, x])
+            (one, a), (two, b) = mixture(t, x, y, MIXED), mixture(u, x, y, 1 - MIXED)
+            yield "mixtures", (one, two, None), np.log2(a / b)
+            do = {"treatment": names[0][t]}
+            yield "as if, other cells", (own[0], own[2], do), np.log2(share[t, x] / share[u, x])
+            yield "as if, same cells", (own[0], own[0], do), np.log2(share[t, x] / share[0, x])
+    for t in range(n_t):
+        for x in range(0, n_x - 1, 2):
+            pair = [cells((treatment == t) & (covariate == k)) for k in (x, x + 1)]
+            yield "kinds of cell", (pair[0], pair[1], None), np.log2(share[t, x] / share[t, x + 1])
+
+
+def _judged(table: pd.DataFrame) -> dict[str, float]:
+    error = {name: table[name] - table["truth"] for name in ("lfc", "model", "measured")}
+    found = table[table["selected"]]
+    p_effect = table["p_effect"]
+    return {
+        "coverage": table["truth"].between(table["low"], table["high"]).mean(),
+        "width": (table["high"] - table["low"]).mean(),
+        "rmse": np.sqrt((error["lfc"] ** 2).mean()),
+        "rmse_measured": np.sqrt((error["measured"] ** 2).mean()),
+        "rmse_model": np.sqrt((error["model"] ** 2).mean()),
+        "selected": len(found) / len(table),
+        "expected_fdr": 1 - p_effect[table["selected"]].mean(),
+        "fdr": (found["truth"].abs() <= LEAST).mean(),
+        "share_different": (table["truth"].abs() > LEAST).mean(),
+    }
 
 
 def _interactions(
@@ -215,7 +294,15 @@ def _rmse(error: NDArray[Any], kept: NDArray[np.bool_]) -> float:
 if __name__ == "__main__":
     made = parser(__doc__ or "", seeds=(11, 12, 13))
     made.add_argument("--strengths", action="store_true", help="what needs no trained model")
+    made.add_argument("--contrasts", action="store_true", help="any two groups of cells")
     arguments = made.parse_args()
+    if arguments.contrasts:
+        fits = [{"fit": fit, "seed": seed} for seed in arguments.seeds for fit in FITS]
+        out = arguments.out or RESULTS / "contrasts.csv"
+        told = run(contrasts, fits, jobs=arguments.jobs, out=out)
+        by_kind = told.groupby(["fit", "kind"], sort=False).mean(numeric_only=True)
+        print(by_kind.round(3).to_string())
+        raise SystemExit
     # Where all conditions are measured.
     names = SIMULATIONS[:3] if arguments.strengths else SIMULATIONS
     tasks = [{"simulation": name, "seed": seed} for seed in arguments.seeds for name in names]

@@ -4,7 +4,12 @@ from pyro_fcr.simulate.environments import environments
 from pyro_fcr.simulate.factorised import VARIANTS, factorised
 from pyro_fcr.simulate.semisynthetic import from_data
 from pyro_fcr.simulate.sparse import sparse_shifts
-from pyro_fcr.simulate.truth import counterfactual_truth, expected_counts, true_changes
+from pyro_fcr.simulate.truth import (
+    counterfactual_truth,
+    expected_counts,
+    true_changes,
+    true_shares,
+)
 
 __all__ = [
     "VARIANTS",
@@ -15,4 +20,5 @@ __all__ = [
     "from_data",
     "sparse_shifts",
     "true_changes",
+    "true_shares",
 ]

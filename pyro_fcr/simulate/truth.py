@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.floating[Any]]
 
-__all__ = ["counterfactual_truth", "expected_counts", "true_changes"]
+__all__ = ["counterfactual_truth", "expected_counts", "true_changes", "true_shares"]
 
 
 def expected_counts(adata: ad.AnnData) -> Floats:
@@ -111,18 +111,41 @@ def true_changes(adata: ad.AnnData, *, cells: int = 2000, seed: int = 0) -> Floa
 
     Parameters
     ----------
-    adata
-        A simulation of `factorised` or `from_data` with counts and without batches.
-    cells
-        Monte-Carlo cells per condition.
-    seed
-        Seed of their latents.
+    adata, cells, seed
+        As for `true_shares`.
 
     Returns
     -------
     change
         (treatments without the control, covariates, genes), in the order of
         ``uns["simulation"]``.
+
+    Raises
+    ------
+    SchemaError
+        The AnnData is no such simulation.
+    """
+    share = true_shares(adata, cells=cells, seed=seed)
+    return np.log2(share[1:] / share[:1])
+
+
+def true_shares(adata: ad.AnnData, *, cells: int = 2000, seed: int = 0) -> Floats:
+    """Compute each gene's true share of the counts of every condition's cells.
+
+    Parameters
+    ----------
+    adata
+        A simulation of `factorised` or `from_data` with counts and without batches.
+    cells
+        Monte-Carlo cells per condition.
+    seed
+        Seed of their latents, which are the same noise in all conditions.
+
+    Returns
+    -------
+    share
+        (treatments, covariates, genes), in the order of ``uns["simulation"]``; sums over genes
+        to one.
 
     Raises
     ------
@@ -158,7 +181,7 @@ def true_changes(adata: ad.AnnData, *, cells: int = 2000, seed: int = 0) -> Floa
             share[t, x] = decode(
                 z_nd, np.ones(cells), None, simulation["mixing"], observation
             ).mean(0)
-    return np.log2(share[1:] / share[:1])
+    return share
 
 
 def _mean(z: Mapping[str, Floats], adata: ad.AnnData, simulation: Mapping[str, Any]) -> Floats:

@@ -209,18 +209,20 @@ def test_nothing_global_is_touched():
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
 
 
-def test_true_changes_are_those_of_many_cells():
+def test_true_changes_and_shares_are_those_of_many_cells():
     adata = simulate.factorised(n_per_condition=3000, n_genes=30, n_treatments=3, n_covariates=2)
     change = simulate.true_changes(adata, cells=20_000)
+    shares = simulate.true_shares(adata, cells=20_000)
     assert change.shape == (2, 2, 30)
+    assert shares.sum(-1) == pytest.approx(1)
     share = {}
-    for t in ("control", "t2"):
-        cells = adata[(adata.obs["treatment"] == t) & (adata.obs["covariate"] == "x2")]
-
-        share[t] = (
+    for t, name in enumerate(("control", "t1", "t2")):
+        cells = adata[(adata.obs["treatment"] == name) & (adata.obs["covariate"] == "x2")]
+        share[name] = (
             simulate.expected_counts(cells) / cells.obs["library"].to_numpy()[:, None]
         ).mean(0)
-    assert change[1, 1] == pytest.approx(np.log2(share["t2"] / share["control"]), abs=0.2)
+        assert np.log2(shares[t, 1] / share[name]) == pytest.approx(0, abs=0.15)
+    assert change[1, 1] == pytest.approx(np.log2(share["t2"] / share["control"]), abs=0.15)
 
 
 def test_true_changes_of_the_null_are_exactly_none_and_need_counts():

@@ -10,10 +10,15 @@ import numpy as np
 from pyro_fcr import arguments
 from pyro_fcr.analysis.draws import draw_globals, draw_observation, seeded
 from pyro_fcr.analysis.effects import Effects
-from pyro_fcr.analysis.model_error import ModelError, joint_errors
+from pyro_fcr.analysis.model_error import CounterfactualError, ModelError, joint_errors
 from pyro_fcr.analysis.shrinkage import shrink_effects
 from pyro_fcr.analysis.strengths import Squares
-from pyro_fcr.analysis.unmeasured import draw_unmeasured, extrapolated, interaction_errors
+from pyro_fcr.analysis.unmeasured import (
+    counterfactual_changes,
+    draw_unmeasured,
+    extrapolated,
+    interaction_errors,
+)
 from pyro_fcr.errors import DesignError, sentence
 
 if TYPE_CHECKING:
@@ -113,6 +118,7 @@ def estimate_effects(
     lost[:, unseen] = drawn[:, unseen] - drawn[:, unseen].mean(0)
     expected = np.where(unseen[..., None], drawn.mean(0), measured)
     squares = Squares.estimate(expected, lost, drawn, ~unseen)
+    as_if = counterfactual_changes(model, cells, ~unseen, np.flatnonzero(told), seed=seed)
     return Effects(
         draws=drawn,
         predicted=m,
@@ -122,6 +128,7 @@ def estimate_effects(
         covariates=tuple(compress(design.covariate_groups, told)),
         genes=design.genes,
         error=error,
+        counterfactual=CounterfactualError.estimate(measured - as_if, as_if, lost.var(0)),
         level=level,
     )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyro_fcr.analysis.contract import Intervened
-    from pyro_fcr.analysis.model_error import ModelError
+    from pyro_fcr.analysis.model_error import CounterfactualError
     from pyro_fcr.data import Cells
 
 __all__ = ["Group", "estimate_contrast"]
@@ -37,7 +37,7 @@ def estimate_contrast(
     group: Group,
     other: Group,
     *,
-    error: Callable[[], ModelError],
+    error: Callable[[], CounterfactualError],
     draws: int,
     level: float,
     least: float,
@@ -49,7 +49,8 @@ def estimate_contrast(
     Groups as they are: measurement and model are joined as for
     :class:`~pyro_fcr.analysis.effects.Effects`, with the two groups as treated and control. Where
     one of them is a counterfactual nothing was measured: the model's change is told, with the
-    spread of cells and the model's error.
+    spread of cells and as far off as the same model's counterfactuals are of measured conditions
+    (:class:`~pyro_fcr.analysis.model_error.CounterfactualError`).
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ def estimate_contrast(
     group, other
         The table tells of the first minus the second.
     error
-        Gives the model's error; asked where a group is a counterfactual.
+        Gives that error; asked where a group is a counterfactual.
     draws, level, least, fdr, seed
         As for :func:`~pyro_fcr.analysis.changes.estimate_effects` and ``Effects.genes_of``.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pyro_fcr.analysis.model_error import ModelError
+    from pyro_fcr.analysis.model_error import CounterfactualError, ModelError
     from pyro_fcr.analysis.strengths import Squares
 
 __all__ = ["Effects", "check_thresholds", "described", "expected_fdr", "ranked"]
@@ -54,6 +54,8 @@ class Effects:
         Probability of the intervals.
     error
         How far the model's prediction is off, as estimated.
+    counterfactual
+        How far control cells as they would be are off.
     """
 
     draws: NDArray[np.float32]
@@ -64,6 +66,7 @@ class Effects:
     covariates: tuple[str, ...]
     genes: tuple[str, ...]
     error: ModelError
+    counterfactual: CounterfactualError
     level: float = 0.9
 
     def genes_of(

@@ -11,7 +11,7 @@ from scipy.optimize import lsq_linear
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ModelError", "joint_errors"]
+__all__ = ["CounterfactualError", "ModelError", "joint_errors"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,56 @@ class ModelError:
     def variance(self, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return a + b m² for each predicted log fold change."""
         return self.floor + self.slope * predicted**2
+
+
+@dataclass(frozen=True, eq=False)
+class CounterfactualError:
+    r"""How far log fold changes of cells as they would be may lie from the truth.
+
+    The gap between such a change and the measured one is the model's error less the noise of the
+    measurement,
+
+    .. math:: E\,\mathrm{gap}^2 = E\,\mathrm{error}^2 + \mathrm{noise}
+        - 2\operatorname{cov}(\mathrm{error}, \mathrm{noise}),
+
+    and a model that has followed the noise of the cells it was trained on errs by what it
+    followed: the covariance lies between none and all of the noise, and gaps alone cannot tell
+    where. Half-way the error is as large as the gap, which is what is taken.
+
+    Parameters
+    ----------
+    gaps
+        The gaps' variance, its noise as a share of the measurement's.
+    noise
+        Shape (G,): the measured changes' mean sampling variance, by gene.
+    """
+
+    gaps: ModelError
+    noise: NDArray[np.float64]
+
+    @classmethod
+    def estimate(
+        cls,
+        gap: NDArray[np.float64],
+        predicted: NDArray[np.float64],
+        noise: NDArray[np.float64],
+    ) -> CounterfactualError:
+        """Regress squared gaps.
+
+        Parameters
+        ----------
+        gap, predicted
+            Shape (T, X, G): measured minus predicted log fold changes, and the predicted; nan
+            where a condition is not told.
+        noise
+            Shape (T, X, G): sampling variance of the measured changes.
+        """
+        told = np.isfinite(gap).any(-1)
+        return cls(ModelError.estimate(gap, predicted, noise), noise[told].mean(0))
+
+    def variance(self, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the error's variance for predicted log fold changes, shape (..., G)."""
+        return self.gaps.variance(predicted) + (1 - self.gaps.absorbed) * self.noise
 
 
 def joint_errors(

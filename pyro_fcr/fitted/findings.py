@@ -202,8 +202,8 @@ class Findings(Evidence):
             What is done to either group, as for ``counterfactual``; by default nothing. The same
             cells with and without ``do`` tell what it would do to them.
         effects
-            Where there is a ``do``: its measured conditions say how far the model is off. By
-            default ``effects()`` of the training data.
+            Where there is a ``do``: its measured conditions say how far counterfactuals are off.
+            By default ``effects()`` of the training data.
         draws
             Posterior draws.
         replicate
@@ -249,7 +249,7 @@ class Findings(Evidence):
         return estimate_contrast(
             self,
             *groups,
-            error=lambda: (self.effects(seed=seed) if effects is None else effects).error,
+            error=lambda: (self.effects(seed=seed) if effects is None else effects).counterfactual,
             draws=draws,
             level=level,
             least=least,

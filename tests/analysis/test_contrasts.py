@@ -69,11 +69,29 @@ def test_a_counterfactual_is_the_models_change_and_its_error(fitted):
     change = np.log2((as_if.X.sum(0) + 0.5) / (as_is.X.sum(0) + 0.5))
     np.testing.assert_allclose(table["model"], change, atol=0.1)
     assert table["measured"].isna().all()
-    # Of 90 % of a normal distribution that is at least as wide as the model's error.
-    least = 2 * 1.645 * np.sqrt(effects.error.variance(table["model"].to_numpy()))
+    # Of 90 % of a normal distribution that is at least as wide as counterfactuals are off.
+    least = 2 * 1.645 * np.sqrt(effects.counterfactual.variance(table["model"].to_numpy()))
     assert (table["high"] - table["low"] > 0.9 * least).all()
+    assert np.median(table["high"] - table["low"]) < 2.5 * np.median(least)
+    # Of the untreated nothing is changed but what the prior does not know of the cells.
     nothing = model.differential(control, control, do={"drug": "ctrl"}, effects=effects)
-    assert np.abs(nothing["model"]).max() < np.abs(table["model"]).max() + 0.1
+    assert (nothing["model"] ** 2).mean() < 0.25 * (table["model"] ** 2).mean()
+
+
+def test_counterfactuals_are_as_far_off_as_measured_conditions_tell(fitted):
+    """The gaps between counterfactuals of the controls and what treated cells show, by hand."""
+    model, adata = fitted
+    told = model.effects().counterfactual
+    found, gaps = [], []
+    for kind in ("u", "v", "w"):
+        control = cells(adata, "ctrl", kind)
+        as_is = model.reconstruct(control, draws=50)
+        for drug in ("A", "B"):
+            as_if = model.counterfactual(control, do={"drug": drug}, draws=50)
+            change = np.log2((as_if.X.sum(0) + 0.5) / (as_is.X.sum(0) + 0.5))
+            found.append(told.variance(change))
+            gaps.append(log_share(cells(adata, drug, kind)) - log_share(control) - change)
+    assert np.mean(found) == pytest.approx(np.square(gaps).mean(), rel=0.4)
 
 
 def test_what_cannot_be_compared_is_refused(fitted):

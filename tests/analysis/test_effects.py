@@ -11,7 +11,7 @@ from tiny import SIZES, fit, tiny_adata, tiny_fcr
 
 from pyro_fcr.analysis import model_error
 from pyro_fcr.analysis.effects import Effects, expected_fdr
-from pyro_fcr.analysis.model_error import ModelError, joint_errors
+from pyro_fcr.analysis.model_error import CounterfactualError, ModelError, joint_errors
 from pyro_fcr.analysis.strengths import Squares
 from pyro_fcr.analysis.unmeasured import draw_unmeasured, interaction_errors
 from pyro_fcr.errors import ArgumentError, CategoryError, DesignError
@@ -24,7 +24,9 @@ def effects_of(draws) -> Effects:
     middle = draws.mean(0).astype(float)
     own = (draws - draws.mean(2, keepdims=True)) ** 2
     squares = Squares(own.mean(-1), own.mean(2), draws.mean(2) ** 2)
-    return Effects(draws, middle, middle, squares, *names, ModelError(0.0, 0.0, 0.0))
+    none = ModelError(0.0, 0.0, 0.0)
+    as_if = CounterfactualError(none, np.zeros(shape[-1]))
+    return Effects(draws, middle, middle, squares, *names, none, as_if)
 
 
 def test_errors_follow_the_gaussian_posterior():
@@ -75,6 +77,27 @@ def test_a_share_of_noise_that_rounding_puts_above_all_of_it_is_all(monkeypatch)
     solved = SimpleNamespace(x=np.array([1 + 2**-52, 0.1, 0.2]))
     monkeypatch.setattr(model_error, "lsq_linear", lambda *_, **__: solved)
     assert ModelError.estimate(np.ones(3), np.ones(3), np.ones(3)).absorbed == 0
+
+
+@pytest.mark.parametrize(("followed", "least", "most"), [(0.5, 0.85, 1.2), (0.0, 1.2, 4.0)])
+def test_a_counterfactual_errs_by_the_noise_it_followed(followed, least, most):
+    """Of half the noise followed the error is found; of a model that followed none, too much."""
+    rng = np.random.default_rng(5)
+    shape = (4, 5, 2000)
+    truth, noise = rng.normal(0, 1.5, shape), np.tile(rng.gamma(2, 0.05, 2000), (4, 5, 1))
+    measured = truth + np.sqrt(noise) * rng.normal(size=shape)
+    own = np.sqrt(0.01 + 0.02 * truth**2) * rng.normal(size=shape)
+    predicted = truth + own + followed * (measured - truth)
+    predicted[1, 2] = np.nan
+    found = CounterfactualError.estimate(measured - predicted, predicted, noise)
+    told = found.variance(np.nan_to_num(predicted))
+    assert told.shape == shape
+    error = (predicted - truth) ** 2
+    assert least < told.mean() / np.nanmean(error) < most
+    noisy = noise[0, 0] > np.median(noise)
+    if followed:
+        assert told[..., noisy].mean() == pytest.approx(np.nanmean(error[..., noisy]), rel=0.2)
+        assert told[..., ~noisy].mean() == pytest.approx(np.nanmean(error[..., ~noisy]), rel=0.2)
 
 
 def test_interactions_elsewhere_say_how_far_a_new_condition_may_lie():

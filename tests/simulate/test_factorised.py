@@ -221,8 +221,8 @@ def test_true_changes_and_shares_are_those_of_many_cells():
         share[name] = (
             simulate.expected_counts(cells) / cells.obs["library"].to_numpy()[:, None]
         ).mean(0)
-        assert np.log2(shares[t, 1] / share[name]) == pytest.approx(0, abs=0.15)
-    assert change[1, 1] == pytest.approx(np.log2(share["t2"] / share["control"]), abs=0.15)
+        assert np.log2(shares[t, 1] / share[name]) == pytest.approx(0, abs=0.2)
+    assert change[1, 1] == pytest.approx(np.log2(share["t2"] / share["control"]), abs=0.2)
 
 
 def test_true_changes_of_the_null_are_exactly_none_and_need_counts():

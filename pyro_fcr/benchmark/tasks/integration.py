@@ -86,15 +86,18 @@ class Integration(Task):
         if find_spec("scib_metrics") is None:
             return {}
         from anndata import AnnData
-        from scib_metrics.benchmark import BatchCorrection, Benchmarker, BioConservation
+        from threadpoolctl import threadpool_limits
 
         # Labels of a handful of cells have no neighbourhoods to be scored.
         names, code, size = np.unique(label, return_inverse=True, return_counts=True)
         kept = size[code] >= self.min_cells
         adata = AnnData(np.zeros((int(kept.sum()), 1), "float32"), obsm={"z": z[kept]})
         adata.obs["label"], adata.obs["batch"] = names[code[kept]], batch[kept]
-        with warnings.catch_warnings():
+        # Merely imported, scib-metrics gives OpenMP a thread a core, and leaves it so.
+        with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            from scib_metrics.benchmark import BatchCorrection, Benchmarker, BioConservation
+
             bench = Benchmarker(
                 adata,
                 batch_key="batch",

@@ -35,6 +35,7 @@ PERMUTATIONS = [
     READERS,
 ]
 DENSITIES = ["tests/distributions/test_cell_log_prob.py", "tests/distributions/test_counts.py"]
+EFFECTS = ["tests/analysis/test_effects.py", "tests/analysis/test_contrasts.py"]
 TARGETS = {
     "infer/objective.py": ["tests/infer/test_objective.py"],
     "penalties/base.py": [*PERMUTATIONS, "tests/penalties/test_one_group.py"],
@@ -45,6 +46,12 @@ TARGETS = {
     "penalties/total_correlation.py": ["tests/penalties/test_total_correlation.py", READERS],
     "analysis/draws.py": ["tests/analysis/test_draws.py"],
     "analysis/expression.py": ["tests/analysis/test_draws.py", "tests/io/test_streams.py"],
+    "analysis/crossed.py": ["tests/analysis/test_crossed.py"],
+    "analysis/condition_means.py": ["tests/analysis/test_condition_means.py"],
+    "analysis/model_error.py": ["tests/analysis/test_effects.py"],
+    "analysis/unmeasured.py": EFFECTS,
+    "analysis/changes.py": EFFECTS,
+    "analysis/contrasts.py": ["tests/analysis/test_contrasts.py"],
     "fitted/counterfactuals.py": ["tests/trust/test_left_out.py", "tests/test_estimator.py"],
     "data/interventions.py": ["tests/data/test_design.py", "tests/data/test_continuous.py"],
     "infer/gauge.py": ["tests/infer/test_gauge.py", READERS],
@@ -151,6 +158,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="So many of each file's mutants; all if not.")
     parser.add_argument("--files", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lines", type=int, nargs="+", help="Of these lines alone.")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks" / "results" / "mutants.csv"
     )
@@ -175,10 +183,14 @@ def main() -> None:
             source = path.read_text(encoding="utf-8")
             if notices(copy_of, tests):
                 raise SystemExit(f"the tests of {file} fail as it is")
-            numbers = list(range(len(list(places(ast.parse(source))))))
+            lines = [node.lineno for node, _ in places(ast.parse(source))]
+            numbers = [
+                number
+                for number, line in enumerate(lines)
+                if told.lines is None or line in told.lines
+            ]
             if told.sample is not None and told.sample < len(numbers):
                 numbers = sorted(random.Random(told.seed).sample(numbers, told.sample))
-            lines = [node.lineno for node, _ in places(ast.parse(source))]
             for number in numbers:
                 text, what = mutant(source, number)
                 path.write_text(text, encoding="utf-8")

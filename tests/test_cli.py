@@ -337,13 +337,13 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(data, tmp_path) -> None:
         # A suite that runs in a shell's background ignores interrupts, and hands that on.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
-        for _ in range(600):
+        for _ in range(6000):
             if out.exists():
                 break
             time.sleep(0.1)
         time.sleep(1.0)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stderr
     assert stdout == ""
     assert stderr.splitlines() == ["pyro-fcr: interrupted; no half-written file is left."]
@@ -429,7 +429,7 @@ def test_an_interrupted_run_that_keeps_its_state_says_how_to_go_on(data, tmp_pat
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stderr
     assert stdout == ""
     assert stderr.splitlines() == [

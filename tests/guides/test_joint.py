@@ -116,6 +116,11 @@ def test_it_starts_near_the_mean_field(cells):
 def test_one_dimension_has_no_correlations(cells):
     guide, batch = bound(cells, (Block("z", 1),)), cells.batch(slice(0, 3))
     assert guide(batch)["z"].shape == (3, 1)
+    q, site = guide.joint(guide.encode(batch)), poutine.trace(guide).get_trace(batch).nodes["z"]
+    normal = torch.distributions.Normal(q.mean, q.variance.sqrt())
+    torch.testing.assert_close(
+        site["fn"].log_prob(site["value"]), normal.log_prob(site["value"]).sum(-1)
+    )
 
 
 def test_it_trains_aligns_saves_and_loads(tmp_path):

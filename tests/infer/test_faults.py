@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -430,13 +431,20 @@ fit(tiny_fcr(tiny_adata()), max_epochs=2000, checkpoint={path!r})
 """
 
 
+def _free_port() -> int:
+    # Another run of these tests on the machine may hold any number that is written down.
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_a_killed_process_ends_the_other_in_one_line(tmp_path):
     path = tmp_path / "run"
     code = PARTNER.format(tests=str(Path(__file__).parents[1]), path=str(path))
     shared = os.environ | {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517",
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
         "PYTHONPATH": str(Path(pf.__file__).parents[1]), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     both = [

@@ -319,8 +319,19 @@ def test_penalties_by_mean_ignore_global_sites_without_one(adata):
     def flow(model):
         return AutoIAFNormal(model, hidden_dim=[4], num_transforms=1)
 
-    fcr = tiny_fcr(adata, priors={"z_t": Bayesian(2)}, guide=pf.guides.Composed(globals=flow))
-    assert torch.isfinite(fcr._objective(fcr.cells.batch(slice(0, 10))).loss)
+    class Mean(pf.Penalty):
+        reads = "mean"
+
+        def forward(self, z, batch):
+            return z["z_t"].square().mean()
+
+    fcr = tiny_fcr(adata, priors={"z_t": Bayesian(2)}, guide=pf.guides.Composed(globals=flow),
+                   penalties={"mine": (Mean(), 2.0)})  # fmt: skip
+    batch = fcr.cells.batch(slice(0, 10))
+    terms = fcr._objective(batch)
+    assert torch.isfinite(terms.loss)
+    mean = fcr.guide.locals.posteriors(batch)["z_t"].mean
+    torch.testing.assert_close(terms.sites["mine"], mean.square().mean().detach())
 
 
 class Positive(pf.Prior):

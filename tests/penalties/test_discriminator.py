@@ -78,10 +78,22 @@ def test_a_label_on_the_right():
     critic.bind(BLOCKS, DESIGN)
     batch = labels(50)
     z = {"a": torch.randn(50, 1)}
-    assert critic._logits(z["a"], critic._right(z, batch), batch).shape == (50,)
-    assert critic(z, batch).shape == ()
-    loss, accuracy = critic.critic_loss(z, batch)
-    assert loss.shape == accuracy.shape == ()
+    told = torch.cat([
+        z["a"], torch.eye(2)[batch.treatment_id], torch.eye(3)[batch.covariate_id]
+    ], 1)  # fmt: skip
+    torch.testing.assert_close(critic(z, batch), critic.critic(told).mean())
+    # A block that is the label is told from permuted ones wherever they differ.
+    z, optimiser = (
+        {"a": batch.treatment_id[:, None].float()},
+        torch.optim.Adam(critic.critic.parameters(), 0.02),
+    )
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss, accuracy = critic.critic_loss(z, batch)
+        loss.backward()
+        optimiser.step()
+    assert float(accuracy) > 0.65
+    assert float(critic(z, batch).detach()) > 0.3
 
 
 def test_groups_of_one_leave_nothing_to_tell():

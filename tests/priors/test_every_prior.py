@@ -167,3 +167,11 @@ def test_one_object_in_two_slots_is_two_priors(adata, schema):
 def test_a_block_that_depends_on_nothing(name, adata, schema):
     vae = pf.VAE(adata, schema, priors={"z": PRIORS[name]}, hidden=(8,))
     assert np.isfinite(fit(vae, max_epochs=1)["loss"]).all()
+    batch = vae.cells.batch()
+    names = [key for key in poutine.trace(vae.model).get_trace(batch).nodes if key == "z"]
+    assert names == ["z"]
+    with torch.no_grad():
+        prior = poutine.trace(vae.model).get_trace(batch).nodes["z"]["fn"]
+        density = prior.log_prob(torch.full((len(batch), prior.event_shape[0]), 0.7))
+    # Every cell's label is another's too: the prior knows none of them.
+    torch.testing.assert_close(density, density[:1].expand_as(density))

@@ -117,11 +117,15 @@ def test_parallel_predictive_agrees_with_the_loop() -> None:
     drawn = {}
     for parallel in (True, False):
         pyro.set_rng_seed(0)
-        posterior = Predictive(model.guide, num_samples=4, parallel=parallel)(batch)
+        posterior = Predictive(model.guide, num_samples=400, parallel=parallel)(batch)
         wanted = {k: posterior[k] for k in ("priors.z_t.mask", "priors.z_t.shift")}
         model_draws = Predictive(model.model, wanted, parallel=parallel, return_sites=["z_t"])
         drawn[parallel] = model_draws(batch)["z_t"]
-    assert drawn[True].shape == drawn[False].shape == (4, 6, 2)
+    assert drawn[True].shape == drawn[False].shape == (400, 6, 2)
+    spread = (drawn[True].var(0) + drawn[False].var(0)) / 400
+    gap = drawn[True].mean(0) - drawn[False].mean(0)
+    assert (gap.abs() < 4.5 * spread.sqrt()).all()
+    torch.testing.assert_close(drawn[True].std(0), drawn[False].std(0), rtol=0.25, atol=0)
 
 
 def test_settling_reads_the_cells_and_only_them() -> None:

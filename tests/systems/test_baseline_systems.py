@@ -130,4 +130,9 @@ def test_the_encoder_of_a_conditional_vae_reads_its_labels(adata):
 def test_baselines_without_any_label(adata):
     model = make(pf.VAE, adata, pf.Schema())
     fit(model, max_epochs=1)
-    assert model.latents()["z"].shape == (120, 3)
+    found = model.latents()["z"]
+    assert found.shape == (120, 3)
+    assert model.guide.reads == frozenset()
+    bare = adata.copy()
+    bare.obs = bare.obs[[]]
+    np.testing.assert_array_equal(model.latents(bare)["z"], found)

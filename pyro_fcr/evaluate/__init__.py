@@ -38,6 +38,7 @@ from pyro_fcr.evaluate.certificate import (
 from pyro_fcr.evaluate.clustering import (
     cluster_agreement,
 )
+from pyro_fcr.evaluate.conditions import within_condition
 from pyro_fcr.evaluate.conformal import (
     conformal_additive,
 )
@@ -92,13 +93,11 @@ from pyro_fcr.evaluate.probes import (
     separability,
 )
 from pyro_fcr.evaluate.recovery import (
-    ceiling,
     kernel_r2,
     mcc,
-    null_latents,
     recovery,
-    within_condition,
 )
+from pyro_fcr.evaluate.references import ceiling, null_latents
 from pyro_fcr.evaluate.sampling import (
     pooled_variances,
     sampled_profile,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pyro_fcr.errors import DesignError, sentence
-from pyro_fcr.evaluate.recovery import within_condition
+from pyro_fcr.evaluate.conditions import within_condition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,7 +14,7 @@ from pyro_fcr.evaluate import (
     recovery,
     within_condition,
 )
-from pyro_fcr.evaluate.recovery import _kernel_ridge
+from pyro_fcr.evaluate.kernel_ridge import kernel_ridge
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_kernel_ridge_agrees_with_sklearn():
     rng = np.random.default_rng(4)
     x, new = rng.normal(size=(120, 2)), rng.normal(size=(50, 2))
     y = np.sin(2 * x[:, :1]) + 0.1 * rng.normal(size=(120, 1))
-    got = _kernel_ridge(x, y, new, np.zeros(1, int))
+    got = kernel_ridge(x, y, new, np.zeros(1, int))
     a, b = (x - x.mean(0)) / x.std(0), (new - x.mean(0)) / x.std(0)
     distance = np.sqrt(((a[:, None] - a[None]) ** 2).sum(-1))[np.triu_indices(120, 1)]
     fits = []

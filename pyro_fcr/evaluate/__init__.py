@@ -19,6 +19,7 @@ from pyro_fcr.evaluate.baselines import (
     Training,
     TreatedMean,
 )
+from pyro_fcr.evaluate.bootstrap import PriorReplicates, bootstrap_prior
 from pyro_fcr.evaluate.calibration import (
     coverage,
     inclusion_calibration,
@@ -29,8 +30,6 @@ from pyro_fcr.evaluate.calibration import (
 )
 from pyro_fcr.evaluate.certificate import (
     Certificate,
-    PriorReplicates,
-    bootstrap_prior,
     interaction_contrasts,
     natural_parameters,
     rank_certificate,

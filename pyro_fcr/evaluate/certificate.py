@@ -10,10 +10,8 @@ Two yardsticks make the question answerable from noisy parameters:
 * **size**: contrasts are measured in units of what one cell tells (the inverse Fisher
   information of a Gaussian). That unit undoes any shift or rescaling of a component, which is
   the freedom that an identified z_tx has.
-* **noise**: the smallest direction of K is tested against the noise of the replicates.
-  :math:`J = \min_v \min_{a,b} \sum_{t,x} (v^\top\eta_{tx} - a_t - b_x)^2 / v^\top\Sigma_{tx}v`
-  is a Cragg-Donald statistic with unequal noise: chi-square with (rows - 2n + 1) degrees of
-  freedom when K lacks one rank, and smaller when it lacks more.
+* **noise**: the smallest direction of K is tested against the noise of the replicates
+  (:mod:`pyro_fcr.evaluate.rank_test`).
 """
 
 from __future__ import annotations
@@ -22,19 +20,25 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 from pyro_fcr.errors import DesignError, sentence
+from pyro_fcr.evaluate.rank_test import (
+    fisher_information,
+    noise_covariance,
+    noncentrality_detectable,
+    noncentrality_upper,
+    weakest_direction,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     Floats = NDArray[np.floating[Any]]
+    Verdict = Literal["identified", "not identified", "undetermined"]
 
 __all__ = [
     "Certificate",
-    "PriorReplicates",
-    "bootstrap_prior",
     "interaction_contrasts",
     "natural_parameters",
     "rank_certificate",
@@ -77,7 +81,7 @@ class Certificate:
         "identified" becomes "undetermined".
     """
 
-    verdict: Literal["identified", "not identified", "undetermined"]
+    verdict: Verdict
     reason: str
     n_contrasts: int
     n_needed: int
@@ -127,28 +131,6 @@ class Certificate:
             return replace(self, doubts=doubts)
         reason = "the rank is full, but the cells contradict what the theory assumes beside it"
         return replace(self, verdict="undetermined", reason=reason, doubts=doubts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriorReplicates:
-    """Conditional means and scales of a block with bootstrap replicates of both.
-
-    Attributes
-    ----------
-    loc, scale
-        (T, X, n), nan where a condition has too few cells. The control comes first.
-    loc_replicates, scale_replicates
-        (R, T, X, n).
-    treatments, covariates
-        Names of the first two axes.
-    """
-
-    loc: Floats
-    scale: Floats
-    loc_replicates: Floats
-    scale_replicates: Floats
-    treatments: tuple[str, ...]
-    covariates: tuple[str, ...]
 
 
 def natural_parameters(loc: ArrayLike, scale: ArrayLike) -> Floats:
@@ -275,7 +257,7 @@ def rank_certificate(
     rows, columns = len(basis), 2 * loc.shape[-1]
 
     eta = natural_parameters(loc[seen], scale[seen])
-    fisher = _fisher(loc[seen], scale[seen])
+    fisher = fisher_information(loc[seen], scale[seen])
     unit = np.linalg.inv(np.linalg.cholesky(np.linalg.inv(fisher).mean(0)))
     sigma = _singular_values(basis @ eta @ unit.T, columns)
     ratio = _ratio(sigma)
@@ -293,38 +275,35 @@ def rank_certificate(
         "detectable": nan,
         "threshold": threshold,
     }
+
+    def judged(verdict: Verdict, reason: str) -> Certificate:
+        return Certificate(verdict=verdict, reason=reason, **numbers)
+
     if rows < columns:
-        return Certificate(
-            verdict="not identified",
-            reason=f"too few conditions, use n_tx <= {rows // 2} or add conditions",
-            **numbers,
+        return judged(
+            "not identified", f"too few conditions, use n_tx <= {rows // 2} or add conditions"
         )
     if sigma[-1] < _EXACT:
         n_zero = int((sigma < _EXACT).sum())
-        return Certificate(
-            verdict="not identified",
-            reason=f"{n_zero} of {columns} directions show no interaction at all "
+        return judged(
+            "not identified",
+            f"{n_zero} of {columns} directions show no interaction at all "
             "(additive parameters, or a scale that is fixed)",
-            **numbers,
         )
     if loc_replicates is None or scale_replicates is None:
-        return Certificate(
-            verdict="undetermined",
-            reason="the rank is full, but no replicates say how noisy it is",
-            **numbers,
-        )
+        return judged("undetermined", "the rank is full, but no replicates say how noisy it is")
 
     replicates = _replicates(loc_replicates, scale_replicates, loc.shape, seen)
     ratios = [_ratio(_singular_values(basis @ e @ unit.T, columns)) for e in replicates]
     numbers["interval"] = tuple(float(q) for q in np.quantile(ratios, [0.025, 0.975]))
-    noise, cells = _noise(replicates, fisher)
-    statistic = _weakest(eta, noise, additive, basis, unit)
+    noise, cells = noise_covariance(replicates, fisher)
+    statistic = weakest_direction(eta, noise, additive, basis, unit)
     freedom = rows - columns + 1
     p_value = float(stats.chi2.sf(statistic, freedom))
     scale_of_effect = np.sqrt(cells * rows)
     effect = float(np.sqrt(max(statistic - freedom, 0.0)) / scale_of_effect)
-    upper = float(np.sqrt(_noncentrality_upper(statistic, freedom)) / scale_of_effect)
-    detectable = float(np.sqrt(_noncentrality_detectable(freedom, alpha)) / scale_of_effect)
+    upper = float(np.sqrt(noncentrality_upper(statistic, freedom)) / scale_of_effect)
+    detectable = float(np.sqrt(noncentrality_detectable(freedom, alpha)) / scale_of_effect)
     numbers.update(
         statistic=statistic,
         p_value=p_value,
@@ -333,124 +312,22 @@ def rank_certificate(
         detectable=detectable,
     )
     if p_value < alpha and effect >= threshold:
-        return Certificate(
-            verdict="identified",
-            reason="interaction reaches every direction, beyond its noise",
-            **numbers,
-        )
+        return judged("identified", "interaction reaches every direction, beyond its noise")
     # Minimising over directions biases J down: with little power a low J proves nothing.
     if max(upper, detectable) < threshold:
-        return Certificate(
-            verdict="not identified",
-            reason="at least one direction shows no interaction worth the name",
-            **numbers,
+        return judged(
+            "not identified", "at least one direction shows no interaction worth the name"
         )
-    return Certificate(
-        verdict="undetermined",
-        reason=f"the weakest interaction cannot be told from noise (this design detects "
+    return judged(
+        "undetermined",
+        f"the weakest interaction cannot be told from noise (this design detects "
         f"{detectable:.2f}) or from the threshold of {threshold:g}",
-        **numbers,
-    )
-
-
-def bootstrap_prior(
-    z: ArrayLike,
-    treatment: ArrayLike,
-    covariate: ArrayLike,
-    *,
-    control: str,
-    variance: ArrayLike | None = None,
-    n_boot: int = 100,
-    min_cells: int = 5,
-    seed: int = 0,
-) -> PriorReplicates:
-    """Fit a Gaussian per condition to latents, with replicates by resampling cells.
-
-    The aggregate posterior of a trained model matches its prior, so these moments stand for the
-    learned prior and their spread for its sampling noise.
-
-    Parameters
-    ----------
-    z
-        Latents (cells, n): true ones, or posterior means.
-    treatment, covariate
-        Labels, one a cell.
-    control
-        The label of the control; it becomes the first treatment.
-    variance
-        Posterior variances (cells, n), added to the variance of the means (law of total variance).
-    n_boot
-        Replicates.
-    min_cells
-        Conditions with fewer cells are nan.
-    seed
-        Seed of the resampling.
-
-    Returns
-    -------
-    replicates
-        Ready for `rank_certificate`.
-    """
-    z_nd = np.asarray(z, float)
-    v_nd = np.zeros_like(z_nd) if variance is None else np.asarray(variance, float)
-    t, x = np.asarray(treatment).astype(str), np.asarray(covariate).astype(str)
-    if not (len(z_nd) == len(t) == len(x)) or control not in t:
-        raise DesignError(
-            sentence(
-                "labels do not describe these latents",
-                where="treatment, covariate, control",
-                expected=f"{len(z_nd)} labels each, {control!r} among the treatments",
-                got=f"{len(t)} and {len(x)}, treatments {sorted(set(t))[:5]}",
-                hint="pass one label a cell and the control's own name",
-            )
-        )
-    treatments = (control, *sorted(set(t) - {control}))
-    covariates = tuple(sorted(set(x)))
-    shape = (len(treatments), len(covariates), z_nd.shape[1])
-    loc, scale = np.full(shape, np.nan), np.full(shape, np.nan)
-    locs, scales = np.full((n_boot, *shape), np.nan), np.full((n_boot, *shape), np.nan)
-    rng = np.random.default_rng(seed)
-    for i, a in enumerate(treatments):
-        for j, b in enumerate(covariates):
-            rows = np.flatnonzero((t == a) & (x == b))
-            n = len(rows)
-            if n < min_cells:
-                continue
-            weights = rng.multinomial(n, np.full(n, 1 / n), size=n_boot) / n
-            # Centred first: the moments are then free of cancellation.
-            center = z_nd[rows].mean(0)
-            d, v = z_nd[rows] - center, v_nd[rows]
-            loc[i, j] = center
-            scale[i, j] = np.sqrt(((d**2).sum(0) / (n - 1)) + v.mean(0))
-            m = weights @ d
-            locs[:, i, j] = center + m
-            # A replicate has seen about 1 - 1/e of the cells, yet has n draws: n - 1 still holds.
-            spread = (weights @ d**2 - m**2) * n / (n - 1) + weights @ v
-            scales[:, i, j] = np.sqrt(np.maximum(spread, 1e-12))
-    return PriorReplicates(
-        loc=loc,
-        scale=scale,
-        loc_replicates=locs,
-        scale_replicates=scales,
-        treatments=treatments,
-        covariates=covariates,
     )
 
 
 def _additive_design(seen: NDArray[np.bool_]) -> Floats:
     t, x = np.nonzero(seen)
     return np.concatenate([np.eye(seen.shape[0])[t], np.eye(seen.shape[1])[x]], axis=1)
-
-
-def _fisher(m: Floats, s: Floats) -> Floats:
-    """Covariance of (z, z^2) per condition: (C, 2n, 2n), components independent."""
-    c, n = m.shape
-    out = np.zeros((c, 2 * n, 2 * n))
-    k = np.arange(n)
-    out[:, k, k] = s**2
-    out[:, k, n + k] = out[:, n + k, k] = 2 * m * s**2
-    out[:, n + k, n + k] = 2 * s**4 + 4 * m**2 * s**2
-    return out
 
 
 def _singular_values(k: Floats, columns: int) -> Floats:
@@ -477,78 +354,3 @@ def _replicates(
             )
         )
     return natural_parameters(loc[:, seen], scale[:, seen])
-
-
-def _noise(replicates: Floats, fisher: Floats) -> tuple[Floats, float]:
-    """Noise covariance of eta per condition (C, 2n, 2n), and the number of cells it equals.
-
-    A covariance of 2n columns from R replicates is poor, so each condition's own is shrunk to
-    the Fisher form: one correlation structure for all, one level per condition.
-    """
-    n_replicates, _, columns = replicates.shape
-    deviation = replicates - replicates.mean(0)
-    deviation *= np.sqrt(n_replicates / (n_replicates - 1))
-    factor = np.linalg.cholesky(fisher)
-    standard = np.einsum("cij,rci->rcj", factor, deviation)
-    level = np.maximum((standard**2).mean((0, 2)), 1e-300)
-    shape = np.einsum("rci,rcj,c->ij", standard, standard, 1 / level)
-    shape /= n_replicates * len(level)
-    back = np.linalg.inv(factor)
-    pooled = np.einsum("cki,kl,clj,c->cij", back, shape, back, level)
-    own = np.einsum("rci,rcj->cij", deviation, deviation) / n_replicates
-    weight = n_replicates / (n_replicates + 4 * columns)
-    # The median: a condition with a degenerate scale must not speak for the rest.
-    return weight * own + (1 - weight) * pooled, float(1 / np.median(level))
-
-
-def _weakest(eta: Floats, noise: Floats, additive: Floats, basis: Floats, unit: Floats) -> float:
-    """Minimise J over directions v, from every singular direction of the scaled contrasts."""
-    # Directions are searched in per-cell units, where the problem is well scaled.
-    y = eta @ unit.T
-    cov = unit @ noise @ unit.T
-    ridge = 1e-9 * np.trace(cov, axis1=1, axis2=2).mean() / cov.shape[-1]
-    cov = cov + ridge * np.eye(cov.shape[-1])
-
-    def objective(v: Floats) -> tuple[float, Floats]:
-        v = v / np.linalg.norm(v)
-        spread = cov @ v
-        weight = 1 / (spread @ v)
-        root = np.sqrt(weight)[:, None]
-        fit = np.linalg.lstsq(root * additive, root[:, 0] * (y @ v), rcond=None)[0]
-        residual = (y @ v - additive @ fit) * weight
-        value = float((residual**2 / weight).sum())
-        # Envelope theorem: the fitted additive part does not move the derivative.
-        gradient = 2 * (y.T @ residual - (residual**2) @ spread)
-        return value, gradient - (gradient @ v) * v
-
-    noise_unit = np.linalg.inv(np.linalg.cholesky(cov.mean(0)))
-    _, _, directions = np.linalg.svd(basis @ y @ noise_unit.T, full_matrices=False)
-    starts = directions @ noise_unit
-    best = np.inf
-    for start in starts[::-1][:4]:
-        start = start / np.linalg.norm(start)
-        found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B")
-        best = min(best, float(found.fun))
-    return best
-
-
-def _noncentrality_upper(statistic: float, freedom: int) -> float:
-    """95 % upper bound of the noncentrality of a chi-square that came out at ``statistic``."""
-
-    def excess(value: float) -> float:
-        return float(stats.ncx2.cdf(statistic, freedom, value)) - 0.05
-
-    if stats.chi2.cdf(statistic, freedom) <= 0.05:
-        return 0.0
-    high = max(4.0 * statistic, 10.0) + 40.0
-    return float(optimize.brentq(excess, 1e-12, high))
-
-
-def _noncentrality_detectable(freedom: int, alpha: float, power: float = 0.8) -> float:
-    """Noncentrality that a chi-square test of level alpha finds with the given power."""
-    critical = stats.chi2.isf(alpha, freedom)
-
-    def excess(value: float) -> float:
-        return float(stats.ncx2.sf(critical, freedom, value)) - power
-
-    return float(optimize.brentq(excess, 1e-9, 20.0 + 10.0 * np.sqrt(freedom)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 import numpy as np
 from scipy import sparse
 
-from pyro_fcr.data import checks
+from pyro_fcr.data import checks, count_matrix
 from pyro_fcr.data.cells import Cells
 from pyro_fcr.data.codes import usual_library
 from pyro_fcr.data.features import read_features
@@ -229,21 +229,21 @@ class Design(Interventions):
         keep: bool,
     ) -> _Read:
         # One pass over the counts; they are kept unless they stay on disk.
-        where = checks.count_matrix_name(self.schema.counts)
-        stored = checks.on_disk(adata, self.schema.counts)
+        where = count_matrix.name_of(self.schema.counts)
+        stored = count_matrix.on_disk(adata, self.schema.counts)
         per_cell, per_gene = np.zeros(len(names)), np.zeros(len(columns))
         pieces: list[Any] = []
-        for rows, block in checks.blocks(
+        for rows, block in count_matrix.blocks(
             adata, self.schema.counts, columns, require_counts=self.require_counts
         ):
             if self.library == "totals":
-                checks.nonnegative(block, where=where)
+                count_matrix.nonnegative(block, where=where)
             per_cell[rows] = _total(block, axis=1)
             per_gene += _total(block, axis=0)
             if keep and stored is None:
                 pieces.append(block)
         if self.require_counts or (self.library == "totals" and self.schema.size_factor is None):
-            checks.nonempty(per_cell, names, where=where)
+            count_matrix.nonempty(per_cell, names, where=where)
         counts: Any = None
         if stored is not None:
             counts = stored.genes(columns)
@@ -260,7 +260,7 @@ class Design(Interventions):
         schema, factors = self.schema, None
         if schema.size_factor is not None:
             factors = checks.size_factors(adata.obs, schema.size_factor)
-        where = checks.count_matrix_name(schema.counts)
+        where = count_matrix.name_of(schema.counts)
         per_cell, per_gene = read.per_cell, read.per_gene
         unit = 1.0
         if self.library == "totals" and factors is not None and per_cell.any():

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from pyro_fcr.data import Design, Schema, StoredCounts, checks
+from pyro_fcr.data import Design, Schema, StoredCounts, count_matrix
 from pyro_fcr.errors import CountsError
 
 SCHEMA = Schema(treatment="drug", control="none", covariates="line")
@@ -18,7 +18,7 @@ COUNTS[:, 2] += 1
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     # Eleven cells at a time, so that forty make four blocks, the last one short.
-    monkeypatch.setattr(checks, "VALUES_PER_BLOCK", 11 * G)
+    monkeypatch.setattr(count_matrix, "VALUES_PER_BLOCK", 11 * G)
 
 
 def wrap(counts):

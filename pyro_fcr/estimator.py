@@ -166,7 +166,7 @@ class Estimator(Fitted):
         self.declaration = declare(design, sizes, **recipe.options)
         blocks = [block.name for block in self.declaration.blocks]
         for name in sizes.keys() - set(blocks):
-            hint = checks.nearest(name, blocks, "leave it out").rstrip("?")
+            hint = checks.nearest(name, blocks, "leave it out")
             raise arguments.refused(
                 name, where="sizes=", expected=f"blocks of {blocks}", hint=hint
             )
@@ -224,7 +224,7 @@ class Estimator(Fitted):
                     got=repr(options[unknown[0]]),
                     hint=checks.nearest(
                         unknown[0], [*known, *_keyword_only(Estimator.__init__)], "leave it out"
-                    ).rstrip("?"),
+                    ),
                 )
             )
 

@@ -62,12 +62,8 @@ def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
     every = [str(known_name) for known_name in known]
     folded = {known_name.casefold(): known_name for known_name in reversed(every)}
     close = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
-    return f"did you mean {folded[close[0]]!r}?" if close else otherwise
-
-
-def _end(text: str) -> str:
-    # A question mark before sentence()'s full stop reads as a slip.
-    return text.rstrip("?")
+    # No question mark: a sentence goes on after its hint with a full stop.
+    return f"did you mean {folded[close[0]]!r}" if close else otherwise
 
 
 def unknown_category(
@@ -85,7 +81,7 @@ def unknown_category(
             where=where,
             expected=f"one of {first(known, 12)}",
             got=quoted(value),
-            hint=_end(nearest(value, known, otherwise)),
+            hint=nearest(value, known, otherwise),
         )
     )
 
@@ -105,7 +101,7 @@ def column(obs: pd.DataFrame, name: str, *, role: str) -> pd.Series:
                 where="adata.obs",
                 expected=f"one of {first(obs.columns, 12) or 'its columns (there are none)'}",
                 got=repr(name),
-                hint=_end(nearest(name, obs.columns, f"name the {role} column in the schema")),
+                hint=nearest(name, obs.columns, f"name the {role} column in the schema"),
             )
         )
     values = obs[name]

@@ -146,9 +146,7 @@ def _locate(adata: AnnData, layer: str | None) -> Any:
                 where="adata.layers",
                 expected=f"one of {first(known, 12)}" if known else "a layer (there are none)",
                 got=repr(layer),
-                hint=nearest(layer, known, "name a layer there is, or counts=None for X").rstrip(
-                    "?"
-                ),
+                hint=nearest(layer, known, "name a layer there is, or counts=None for X"),
             )
         )
     # A view of a backed AnnData loads its own cells alone.

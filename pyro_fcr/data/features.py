@@ -83,7 +83,7 @@ def read_features(
             where=where,
             expected=f"a vector for each of the {len(parts)} treatments",
             got=f"none for {checks.first(missing)}",
-            hint=checks.nearest(missing[0], names, "add them, or leave the cells out").rstrip("?"),
+            hint=checks.nearest(missing[0], names, "add them, or leave the cells out"),
         )
     finite = np.isfinite(features.sum(axis=1, dtype=np.float64)).tolist()
     bad = [n for n, ok in zip(names, finite, strict=True) if not ok]

@@ -397,7 +397,7 @@ def _known_parts(parts: Sequence[str], *, where: str) -> None:
                 where=where,
                 expected="'train', 'valid' or 'test'",
                 got=repr(part),
-                hint=checks.nearest(part, PARTS, "rename it").rstrip("?"),
+                hint=checks.nearest(part, PARTS, "rename it"),
             )
         )
 

@@ -185,7 +185,7 @@ def check_treatments(keys: Sequence[Key], schema: Schema, obs: pd.DataFrame) -> 
                 where=f"obs[{schema.treatment!r}]",
                 expected=f"one of {checks.first(levels, 12)}",
                 got=repr(schema.control),
-                hint=hint.rstrip("?"),
+                hint=hint,
             )
         )
     if len(keys) == 1:

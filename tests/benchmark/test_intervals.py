@@ -16,7 +16,7 @@ from pyro_fcr.benchmark.tasks.intervals import (
     measure,
     model_rows,
 )
-from pyro_fcr.benchmark.tasks.prediction import _Scene
+from pyro_fcr.benchmark.tasks.scene import Scene
 
 SCHEMA = pf.Schema(treatment="treatment", control="control", covariates="covariate")
 
@@ -46,7 +46,7 @@ def test_measured_change_by_hand_and_its_noise():
 
 @pytest.mark.parametrize(("share", "prefix"), [(True, ""), (False, "change ")])
 def test_conformal_rows_cover_what_was_held_out(problem, share, prefix):
-    scene = _Scene(problem, 1000, seed=0)
+    scene = Scene(problem, 1000, seed=0)
     truth = scene.measured(0) if share else scene.sampled()
     rows = pd.DataFrame(conformal_rows(problem, truth, share=share))
     assert set(rows["method"]) == set(CONFORMAL.values())
@@ -58,7 +58,7 @@ def test_conformal_rows_cover_what_was_held_out(problem, share, prefix):
 
 
 def test_a_sampled_change_is_that_of_profiles_and_its_intervals_hold_noise_alone(problem):
-    truth = _Scene(problem, 1000, seed=0).sampled()
+    truth = Scene(problem, 1000, seed=0).sampled()
     key = next(iter(truth))
     sides = []
     for name in (key[0], "control"):
@@ -75,7 +75,7 @@ def test_a_sampled_change_is_that_of_profiles_and_its_intervals_hold_noise_alone
 
 
 def test_a_models_intervals_are_widened_by_the_noise_alone(problem):
-    truth = _Scene(problem, 1000, seed=0).measured(0)
+    truth = Scene(problem, 1000, seed=0).measured(0)
     groups = tuple(sorted(set(problem.covariate)))
     treatments = tuple(sorted(set(problem.treatment) - {"control"}))
     draws = np.zeros((4000, len(treatments), len(groups), 40))

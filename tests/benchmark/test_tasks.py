@@ -14,10 +14,11 @@ from pyro_fcr.benchmark.methods import fitted
 from pyro_fcr.benchmark.problem import _with_controls
 from pyro_fcr.benchmark.table import shares
 from pyro_fcr.benchmark.tasks.calibration import Calibration
-from pyro_fcr.benchmark.tasks.prediction import CEILING, REPLICATE, Prediction, _Scene
+from pyro_fcr.benchmark.tasks.prediction import CEILING, REPLICATE, Prediction
 from pyro_fcr.benchmark.tasks.reading import Clustering, Factors, Independence
 from pyro_fcr.benchmark.tasks.recovery import Recovery, _called
 from pyro_fcr.benchmark.tasks.restarts import Restarts
+from pyro_fcr.benchmark.tasks.scene import Scene
 from pyro_fcr.benchmark.tasks.targets import Targets
 from pyro_fcr.errors import SchemaError
 
@@ -125,7 +126,7 @@ def test_corrected_means_are_scored_by_the_change_they_tell(problem):
                 change_sd=np.ones_like(change),
             )  # fmt: skip
 
-    scene = _Scene(problem, 1000, seed=0)
+    scene = Scene(problem, 1000, seed=0)
     rows = pd.DataFrame(Prediction(draws=1).judge(problem, Corrected(problem.adata), seed=0))
     rows = rows[(rows["form"] == "corrected") & (rows["treatment"] != "*")]
     assert len(rows) == 5
@@ -135,7 +136,7 @@ def test_corrected_means_are_scored_by_the_change_they_tell(problem):
 
 
 def test_interaction_agrees_with_the_metric(problem):
-    scene = _Scene(problem, 1000, seed=0)
+    scene = Scene(problem, 1000, seed=0)
     ridge = evaluate.Ridge().fit(scene.training)
     predicted = {key: ridge.predict(*key).to_numpy() for key in scene.conditions}
     changes = {key: value - scene.reference[key[1]] for key, value in predicted.items()}
@@ -178,7 +179,7 @@ def test_held_out_controls_keep_the_noise_of_one_control_out_of_both_changes():
     apart = Problem(adata, schema, _with_controls(split, adata, schema, 0.4, 0), "normal")
     found = []
     for problem in (shared, apart):
-        scene = _Scene(problem, 1000, seed=0)
+        scene = Scene(problem, 1000, seed=0)
         everywhere = scene.train.to_numpy().mean(0)
         rows = pd.DataFrame(scene.rows(dict.fromkeys(scene.conditions, everywhere)))
         found.append(rows["pearson change"].mean())

@@ -18,11 +18,20 @@ if TYPE_CHECKING:
 
     from pyro_fcr.benchmark.problem import Problem
     from pyro_fcr.benchmark.tasks.base import Rows
+    from pyro_fcr.data import Design
 
     Floats = NDArray[np.floating[Any]]
     Condition = tuple[str, str]
 
-__all__ = ["CONFORMAL", "Measured", "conformal_rows", "mean_rows", "measure", "model_rows"]
+__all__ = [
+    "CONFORMAL",
+    "Measured",
+    "conformal_rows",
+    "group_names",
+    "mean_rows",
+    "measure",
+    "model_rows",
+]
 
 LEVEL = 0.9
 
@@ -61,6 +70,12 @@ def measure(treated: Any, control: Any, *, seed: int) -> Measured:
     return Measured(one - two, of_one + of_two)
 
 
+def group_names(design: Design) -> dict[str, str]:
+    """Return what a design calls the covariate groups, by what a problem calls them."""
+    levels = map("|".join, design.covariate_levels)
+    return dict(zip(levels, design.covariate_groups, strict=True))
+
+
 def model_rows(
     problem: Problem, model: Any, truth: Mapping[Condition, Measured], *, seed: int
 ) -> dict[Condition, dict[str, float]]:
@@ -84,7 +99,7 @@ def model_rows(
     """
     train = problem.adata[~problem.mask("test")].copy()
     effects = model.effects(train, draws=DRAWS, seed=seed)
-    joint = {"|".join(level): " | ".join(level) for level in model.design.covariate_levels}
+    joint = group_names(model.design)
     rng, found = np.random.default_rng(seed), {}
     for (t, x), measured in truth.items():
         if t not in effects.treatments or joint.get(x) not in effects.covariates:

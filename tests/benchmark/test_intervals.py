@@ -84,7 +84,7 @@ def test_a_models_intervals_are_widened_by_the_noise_alone(problem):
     effects = SimpleNamespace(treatments=treatments, covariates=groups, draws=draws)
     model = SimpleNamespace(
         effects=lambda adata, *, draws, seed: effects,
-        design=SimpleNamespace(covariate_levels=[(x,) for x in groups]),
+        design=SimpleNamespace(covariate_levels=[(x,) for x in groups], covariate_groups=groups),
     )
     found = model_rows(problem, model, truth, seed=0)
     assert set(found) == set(truth)

@@ -35,7 +35,11 @@ PERMUTATIONS = [
     READERS,
 ]
 DENSITIES = ["tests/distributions/test_cell_log_prob.py", "tests/distributions/test_counts.py"]
-EFFECTS = ["tests/analysis/test_effects.py", "tests/analysis/test_contrasts.py"]
+EFFECTS = [
+    "tests/analysis/test_changes.py",
+    "tests/analysis/test_effects.py",
+    "tests/analysis/test_contrasts.py",
+]
 TARGETS = {
     "infer/objective.py": ["tests/infer/test_objective.py"],
     "penalties/base.py": [*PERMUTATIONS, "tests/penalties/test_one_group.py"],

@@ -50,6 +50,12 @@ def test_a_condition_without_cells_is_predicted_with_a_wider_interval(held):
     ]  # fmt: skip
     np.testing.assert_allclose(table["change"], found.mean[2, 2] - found.mean[0, 2])
     np.testing.assert_allclose(table["high"] - table["mean"], 1.6448536 * found.sd[2, 2])
+    np.testing.assert_allclose(table["mean"] - table["low"], 1.6448536 * found.sd[2, 2])
+    np.testing.assert_allclose(table["mean"], found.mean[2, 2])
+    half = found.of("B", "w", level=0.5)
+    width = half["change_high"] - half["change_low"]
+    np.testing.assert_allclose(width, 2 * 0.6744898 * found.change_sd[2, 2])
+    assert (found.table(level=0.5)["high"] < found.table()["high"]).all()
     assert len(found.table()) == 9 * 20
     # Between the model's own expectation and the measurement, where there is one.
     seen = found.of("A", "v")
@@ -60,6 +66,35 @@ def test_a_condition_without_cells_is_predicted_with_a_wider_interval(held):
     for level in (1.0, -0.5, np.nan):
         with pytest.raises(ArgumentError, match=r"level=.*a number between 0 and 1"):
             found.of("B", "w", level=level)
+
+
+def test_the_model_speaks_of_the_groups_control_cells(held):
+    adata, _, model = held
+    found = model.condition_means(draws=4, seed=3)
+    control = adata[(adata.obs["drug"] == "ctrl") & (adata.obs["type"] == "v")].copy()
+    for t, drug in enumerate(("ctrl", "A", "B")):
+        as_if = model.counterfactual(control, do={"drug": drug}, draws=400).X
+        np.testing.assert_allclose(found.model[t, 1], profile(as_if), atol=0.25)
+
+
+def test_a_controls_noise_that_the_model_followed_stands_in_changes(held, monkeypatch):
+    _, _, model = held
+    left = 1.0
+
+    def told(values, noise, *, absorbs=False):
+        parts = (np.full(values.shape[-1], v) for v in (0.0, 0.0, 0.0))
+        return module.Components(*parts, left)
+
+    monkeypatch.setattr(module, "estimate_components", told)
+    whole = model.condition_means(draws=2)
+    left = 1e-9
+    followed = model.condition_means(draws=2)
+    # With no variance but the mean's, its error is the noise's: none is left of it.
+    assert followed.sd.max() < 1e-3 < whole.sd.min()
+    # What the model followed is the sampling variance of the control's own mean.
+    np.testing.assert_allclose(followed.change_sd[1], followed.change_sd[2], rtol=1e-3)
+    assert (followed.change_sd[1:] > 0.005).all()
+    np.testing.assert_allclose(whole.change_sd[1:], 0, atol=1e-6)
 
 
 def test_test_cells_are_not_read(held):

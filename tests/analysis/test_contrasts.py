@@ -69,6 +69,8 @@ def test_a_counterfactual_is_the_models_change_and_its_error(fitted):
     change = np.log2((as_if.X.sum(0) + 0.5) / (as_is.X.sum(0) + 0.5))
     np.testing.assert_allclose(table["model"], change, atol=0.1)
     assert table["measured"].isna().all()
+    sd = (table["high"] - table["low"]) / (2 * 1.645)
+    assert ((table["lfc"] - table["model"]).abs() < 5 * sd / np.sqrt(2000) + 0.05).all()
     # Of 90 % of a normal distribution that is at least as wide as counterfactuals are off.
     least = 2 * 1.645 * np.sqrt(effects.counterfactual.variance(table["model"].to_numpy()))
     assert (table["high"] - table["low"] > 0.9 * least).all()
@@ -99,6 +101,7 @@ def test_what_cannot_be_compared_is_refused(fitted):
     control = cells(adata, "ctrl", "u")
     with pytest.raises(DesignError, match=r"too few cells to compare.*3 in the second"):
         model.differential(control, control[:3].copy())
+    assert len(model.differential(control, control[:10].copy(), draws=2)) == adata.n_vars
     with pytest.raises(CategoryError):
         model.differential(control, control, do={"drug": "nobody knows"}, effects=model.effects())
     with pytest.raises(FCRError, match="what to set"):

@@ -115,6 +115,34 @@ def test_a_model_that_followed_the_noise_is_noticed():
     assert estimate_components(values, noise).left == 1
 
 
+def test_what_is_left_of_the_noise_is_all_that_counts():
+    """A share of the noise is as much less noise, in predictions and in the components."""
+    values, noise = table()
+    parts = [np.full(2, v) for v in (0.5, 0.3, 0.2)]
+    for one, other in zip(
+        predict(values, noise, Components(*parts, 0.25)),
+        predict(values, 0.25 * noise, Components(*parts, 1.0)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other)
+    rng = np.random.default_rng(4)
+    noise = rng.gamma(0.3, 4.0, (6, 6, 500))
+    mixed = np.sqrt(0.2 + 0.25 * noise) * rng.normal(size=noise.shape)
+    found = estimate_components(mixed, noise, absorbs=True)
+    assert 0.15 <= found.left <= 0.35
+    assert found.interaction.mean() == pytest.approx(0.2, rel=0.35)
+
+
+def test_an_interaction_never_seen_widens_its_own_condition_alone():
+    values, noise = table()
+    parts = Components(*(np.full(2, v) for v in (0.5, 0.3, 0.2)), 1.0)
+    usual, wider = predict(values, noise, parts), predict(values, noise, parts, np.full(2, 0.9))
+    np.testing.assert_array_equal(wider.mean, usual.mean)
+    more = np.where(np.isnan(values), 0.9 - 0.2, 0.0)
+    np.testing.assert_allclose(wider.variance - usual.variance, more, atol=1e-12)
+    np.testing.assert_allclose(wider.change_variance - usual.change_variance, more, atol=1e-12)
+
+
 def test_limits():
     """No variance: the mean alone. A covariate's alone: what its control shows. Nothing: prior."""
     values, noise = table(missing=((1, 2),), n_genes=1)

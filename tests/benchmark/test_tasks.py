@@ -223,6 +223,21 @@ def test_true_latents_are_recovered_and_independent(problem):
     assert table.loc[("z_x", "covariate"), "score"] > 0.7
 
 
+def test_several_covariates_are_read_one_by_one(problem):
+    few = (problem.covariate < "x3") & np.isin(problem.treatment, ["control", "t1"])
+    adata = problem.adata[few].copy()
+    adata.obs["donor"] = np.where(adata.obsm["z_x"][:, 0] > 0, "high", "low")
+    both = pf.Schema(treatment="treatment", control="control", covariates=["covariate", "donor"])
+    made = Problem(adata, both, pf.splits.random(adata, test=0.6, valid=0, seed=0))
+    task = Independence(permutations=19, max_cells=40)
+    rows = pd.DataFrame(task.judge(made, Knowing(adata), seed=0))
+    assert set(rows["label"]) == {"treatment", "covariate", "donor"}
+    told = rows.set_index(["block", "label"])["excess"]
+    # The donor is the sign of one coordinate of z_x, and of nothing else.
+    assert told["z_x", "donor"] > 0.4
+    assert abs(told["z_t", "donor"]) < 0.15
+
+
 def test_coverage_of_the_exact_posterior_and_of_one_too_narrow():
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(2000, 2))

@@ -26,7 +26,8 @@ class Independence(Task):
     On the test cells, by classifiers that had no part in training. One row per method, block and
     label: the mean ``score`` over strata, its ``excess`` over chance with ``low`` and ``high``,
     and ``p`` of a permutation test of the conditional HSIC. By the graph, treatment must not be
-    read from z_x, nor covariates from z_t; they should be read from the other two.
+    read from z_x, nor covariates from z_t; they should be read from the other two. Several
+    covariates are read one by one, by their names; treatment within their combinations.
 
     Parameters
     ----------
@@ -59,9 +60,13 @@ class Independence(Task):
     def _rows(self, problem: Problem, blocks: Mapping[str, np.ndarray], seed: int) -> Rows:
         test = problem.mask("test")
         t, x = problem.treatment[test], problem.covariate[test]
+        probes = [("treatment", t, x), ("covariate", x, t)]
+        if len(names := problem.schema.covariates) > 1:
+            obs = problem.adata.obs[test]
+            probes[1:] = [(name, obs[name].astype(str).to_numpy(), t) for name in names]
         rows = []
         for name, z in blocks.items():
-            for label, labels, given in (("treatment", t, x), ("covariate", x, t)):
+            for label, labels, given in probes:
                 if len(set(labels)) < 2:
                     continue
                 found = evaluate.separability(

@@ -309,8 +309,8 @@ def _posterior(fitted: Diagnosed, cells: Cells, seed: int) -> Iterator[Finding]:
     )
     bad = float((found.k_hat > K_HAT_BAD).mean())
     words = (
-        f"k-hat above {K_HAT_BAD} in {bad:.0%} of cells; the importance-weighted bound lies "
-        f"{(found.bound - found.elbo).mean():.1f} nats above the ELBO."
+        f"k-hat above {K_HAT_BAD} in {100 * bad:.0f} % of cells; the importance-weighted bound "
+        f"lies {(found.bound - found.elbo).mean():.1f} nats above the ELBO."
     )
     if bad > 0.2:
         yield Finding(
@@ -327,7 +327,7 @@ def _posterior(fitted: Diagnosed, cells: Cells, seed: int) -> Iterator[Finding]:
     for name, values in ranks.items():
         inside = (values >= 0.05 * DRAWS) & (values <= 0.95 * DRAWS)
         share = float(inside.mean())
-        words = f"90 % intervals of simulated cells hold the truth in {share:.0%}."
+        words = f"90 % intervals of simulated cells hold the truth in {100 * share:.0f} %."
         if abs(share - 0.9) > 0.05:
             yield Finding(
                 f"spread of {name}",

@@ -103,7 +103,7 @@ class Certificate:
 
     def __str__(self) -> str:
         """Verdict, reason and numbers in plain words."""
-        numbers = f"sigma_min/sigma_max = {self.ratio:.3g}"
+        numbers = f"smallest over largest singular value {self.ratio:.3g}"
         if np.isfinite(self.interval[0]):
             numbers += f" (95 % {self.interval[0]:.3g} to {self.interval[1]:.3g})"
         if np.isfinite(self.p_value):
@@ -114,7 +114,7 @@ class Certificate:
         beside = f" Beside the rank: {'; '.join(self.doubts)}." if self.doubts else ""
         return (
             f"z_tx is {self.verdict}: {self.reason}. {self.n_contrasts} interaction contrasts "
-            f"for the {self.n_needed} that n_tx = {self.n_needed // 2} needs; {numbers}.{beside}"
+            f"for the {self.n_needed} that size {self.n_needed // 2} needs; {numbers}.{beside}"
         )
 
     def doubting(self, doubts: tuple[str, ...]) -> Certificate:
@@ -281,7 +281,8 @@ def rank_certificate(
 
     if rows < columns:
         return judged(
-            "not identified", f"too few conditions, use n_tx <= {rows // 2} or add conditions"
+            "not identified",
+            f"too few conditions: take a z_tx of size {rows // 2} at most, or add more",
         )
     if sigma[-1] < _EXACT:
         n_zero = int((sigma < _EXACT).sum())

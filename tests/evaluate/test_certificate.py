@@ -133,7 +133,7 @@ def test_count_is_checked_first_and_suggests_a_size():
     rng = np.random.default_rng(0)
     result = rank_certificate(rng.normal(size=(3, 4, 4)), np.exp(rng.normal(size=(3, 4, 4))))
     assert result.verdict == "not identified"
-    assert "n_tx <= 3" in str(result)
+    assert "a z_tx of size 3 at most" in str(result)
     assert "6 interaction contrasts for the 8" in str(result)
 
 

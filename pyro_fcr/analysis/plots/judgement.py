@@ -306,9 +306,9 @@ def _room_for_numbers(ax: Axes, places: NDArray[Any], values: NDArray[Any]) -> N
     finite = values[np.isfinite(values)]
     low, high = min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)
     span = (high - low) or 1.0
-    ax.set_xlim(low - (0.32 * span if low < 0 else 0), high + 0.32 * span)
+    ax.set_xlim(low - (0.42 * span if low < 0 else 0), high + 0.32 * span)
     for place, value in zip(places, values, strict=True):
-        text = f"{value:.2f}" if np.isfinite(value) else "none"
+        text = f"{value:.2f}".replace("-", "−") if np.isfinite(value) else "none"
         value = value if np.isfinite(value) else 0.0
         side = -1 if value < 0 else 1
         ax.annotate(text, (value, place), xytext=(3 * side, 0), textcoords="offset points",

@@ -68,7 +68,7 @@ def importance(
         k_hat = found.k_hat[np.isfinite(found.k_hat)]
         bad = float(np.mean(k_hat > 0.7)) if len(k_hat) else 0.0
         panels = (
-            (k_hat, "Pareto k-hat", f"above 0.7: {bad:.0%} of cells"),
+            (k_hat, "Pareto k-hat", f"above 0.7: {100 * bad:.0f} % of cells"),
             (found.bound - found.elbo, "bound above the ELBO, nats", "what weighting gains"),
         )
         for ax, (values, label, title) in zip(axes, panels, strict=True):

@@ -87,7 +87,6 @@ def show_blocks(
             replicates=100,
             seed=seed,
         )
-        page.words["verdict"] = certificate.verdict
         page.words["certificate"] = str(certificate)
         _show_interaction(page, interaction_strength(*found[both[0]], cells))
     except FCRError as error:

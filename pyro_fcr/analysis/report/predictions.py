@@ -26,6 +26,20 @@ if TYPE_CHECKING:
 
 __all__ = ["show_labels", "show_predictions"]
 
+NOTES = {
+    "r2": "R² of the mean profile over all genes, and over the 100 most changed ones (top100)",
+    "pearson_change": "Correlation of predicted and measured change from the control over all "
+    "genes, and over the 20 or 100 most changed ones",
+    "pearson_change_treated": "The same for the change from the mean of all treated cells",
+    "de_pr_auc": "How well predicted changes rank the genes that differ; 1 is best",
+    "centroid_accuracy": "Share of the other treatments that lie farther from the prediction",
+    "energy_distance": "Between measured cells and control cells moved by the predicted change; "
+    "smaller is better",
+    "energy_distance_cells": "The same for predicted cells themselves",
+    "interaction_r2": "R² of what an additive rule cannot predict; the additive rule scores 0",
+}
+"""What the columns of the table mean, for those that are shown."""
+
 NOTHING_HELD_OUT = "No cells were held out, so nothing here is a prediction."
 
 
@@ -60,12 +74,13 @@ def show_predictions(
         "head": [str(c).replace("_", " ") for c in table.columns],
         "rows": [
             {
-                "method": str(name).replace("_", " "),
+                "method": str(name).replace("_", " ").split(" (")[0],
                 "cells": [number(v) for v in row],
                 "reads": str(name).startswith(plots.YARDSTICKS),
             }
             for name, row in zip(table.index, table.to_numpy(), strict=True)
         ],
+        "notes": {c.replace("_", " "): NOTES[c] for c in table.columns if c in NOTES},
     }
     page.words["verdict_on_predictions"] = _compared(table)
     many = "s" * (len(conditions) > 1)

@@ -1,44 +1,29 @@
-"""The command line: the library's verbs, in the library's words.
-
-Progress and tables go to stderr, the paths of results to stdout, so that
-``pyro-fcr latents runs/a data.h5ad --out z.h5ad | xargs ...`` works. A mistake of the user's is
-one line on stderr and exit code 2. Every file is written beside its place and moved there whole.
-"""
+"""What is done with a model: fit it, read its latents, ask it, judge it, report on it."""
 
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_fcr._version import __version__
 from pyro_fcr.analysis.report import write_report
-from pyro_fcr.benchmark import available, freeze, read_config
-from pyro_fcr.benchmark import run as run_benchmark
-from pyro_fcr.benchmark import write as write_tables
 from pyro_fcr.cli.files import (
-    compare_runs,
     latents_of,
     load_run,
-    made_by,
     read_data,
     read_split,
     ready_file,
     ready_folder,
     save_run,
+    short_table,
     told_of,
     write_h5ad,
     write_text,
 )
-from pyro_fcr.cli.fitting import fit_to, fit_to_kang
-from pyro_fcr.cli.group import Polite, fail
+from pyro_fcr.cli.fitting import fit_to
+from pyro_fcr.cli.group import fail
 from pyro_fcr.cli.options import (
     PATH,
     OrAuto,
@@ -50,42 +35,20 @@ from pyro_fcr.cli.options import (
     progress_option,
     seed_option,
     split_options,
-    whole_numbers,
 )
+from pyro_fcr.cli.root import main
 from pyro_fcr.errors import DesignError, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-    import pandas as pd
+    from anndata import AnnData
 
+    from pyro_fcr import Split
+    from pyro_fcr.fitted import Fitted
 
-__all__ = ["main"]
-
-
-@click.group(
-    cls=Polite, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
-@click.version_option(__version__, "--version", prog_name="pyro-fcr")
-def main() -> None:
-    r"""FCR: factorised causal representations of perturbed single cells.
-
-    A run is a folder. `fit` makes it from an .h5ad file of counts; the other commands read it.
-
-      pyro-fcr demo --out runs/demo
-      pyro-fcr fit data.h5ad --treatment treatment --control control \
-          --covariate cell_line --split random --out runs/a
-      pyro-fcr latents runs/a data.h5ad --out latents.h5ad
-      pyro-fcr counterfactual runs/a data.h5ad --do treatment=SGK1 --out cf.h5ad
-      pyro-fcr means runs/a data.h5ad --out means.csv
-      pyro-fcr evaluate runs/a data.h5ad --out table.csv
-      pyro-fcr report runs/a data.h5ad --out report.html
-      pyro-fcr repeat runs/a
-      pyro-fcr benchmark recovery --out runs/benchmark
-
-    Progress goes to stderr and the paths of results to stdout. A mistake in what was asked is one
-    line and exit code 2.
-    """
+__all__ = ["counterfactual", "evaluate", "fit", "latents", "means", "report"]
 
 
 @main.command()
@@ -293,8 +256,7 @@ def evaluate(run: Path, data: Path, out: Path, **options: Any) -> None:
     """
     ready_file(out)
     model, adata = load_run(run, options["device"]), read_data(data)
-    schema = model.design.schema
-    split = chosen_split(adata, options, [schema.treatment, *schema.covariates]) or read_split(run)
+    split = _split_of(run, model, adata, options)
     if split is None:
         raise DesignError(
             sentence(
@@ -305,13 +267,10 @@ def evaluate(run: Path, data: Path, out: Path, **options: Any) -> None:
                 hint="give --split or --hold-out, here and to fit",
             )
         )
-    table = model.evaluate(
-        adata,
-        split,
-        **{k: options[k] for k in ("draws", "by_condition", "seed")},
-    )
+    asked = {name: options[name] for name in ("draws", "by_condition", "seed")}
+    table = model.evaluate(adata, split, **asked)
     write_text(out, table.to_csv())
-    click.echo(_short_table(table), err=True)
+    click.echo(short_table(table), err=True)
     click.echo(out)
 
 
@@ -337,8 +296,7 @@ def means(run: Path, data: Path, out: Path, **options: Any) -> None:
     """
     ready_file(out)
     model, adata = load_run(run, options["device"]), read_data(data)
-    schema = model.design.schema
-    split = chosen_split(adata, options, [schema.treatment, *schema.covariates]) or read_split(run)
+    split = _split_of(run, model, adata, options)
     found = model.condition_means(adata, split, draws=options["draws"], seed=options["seed"])
     write_text(out, found.table().to_csv(index=False))
     click.echo(out)
@@ -367,175 +325,9 @@ def report(run: Path, data: Path | None, out: Path | None, seed: int, device: st
     click.echo(write_report(model, out, adata, read_split(run), run=told, seed=seed))
 
 
-@main.command()
-@click.argument("run", type=PATH)
-@click.argument("data", type=PATH, required=False)
-@click.option("--out", type=PATH, metavar="FOLDER", help="Keep the repeated run there.")
-@progress_option
-def repeat(run: Path, data: Path | None, out: Path | None, quiet: bool) -> None:
-    """Fit again what RUN is, and say whether the weights are the same, bit for bit.
-
-    The data are found where they were, unless DATA says where they are now.
-
-    Example:
-      pyro-fcr repeat runs/a
-
-    Exit code 0: the same weights. Exit code 1: others, and what else is different: data,
-    versions, device, threads. RUN itself stays as it is.
-    """
-    start = time.perf_counter()
-    if out is not None:
-        ready_folder(out)
-        if out.resolve() == run.resolve():
-            raise DesignError(
-                sentence("the run's place is taken", where="--out", expected="another folder than "
-                         "RUN", got=str(out), hint="choose another name")
-            )  # fmt: skip
-    record = made_by(run, {"fit": fit, "demo": demo})
-    options = {**record["options"], "quiet": quiet}
-    if record["by"] == "demo":
-        place = None
-        model, adata, split = fit_to_kang(options)
-    else:
-        place = Path(record["data"]) if data is None else data
-        model, adata, split = fit_to(place, options, None)
-    made = {"data": place, "by": record["by"], "options": options}
-    with tempfile.TemporaryDirectory() as aside:
-        again = Path(aside) if out is None else out
-        save_run(again, model, adata, split, made, seconds=time.perf_counter() - start)
-        same, differences = compare_runs(run, again)
-    for line in differences:
-        click.echo(line, err=True)
-    if not same:
-        fail(f"the weights are not those of {run}.", code=1)
-    click.echo("the weights are the same, bit for bit")
-
-
-@main.command()
-@click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True, metavar="FOLDER")
-@click.option("--quick", is_flag=True, help="A few epochs: to see that it works, not how well.")
-@seed_option
-@device_option
-@progress_option
-def demo(out: Path, quick: bool, seed: int, device: str, quiet: bool) -> None:
-    """Fit FCR to bundled data: blood cells under interferon beta (Kang et al. 2018).
-
-    The treated B cells are never seen in training; the model is asked what they would be.
-
-    Example:
-      pyro-fcr demo --out runs/demo
-
-    Writes to the folder --out, in under five minutes on two cores:
-      model.json, weights.safetensors, history.csv, split.csv, run.json   as fit does
-      latents.h5ad            the three blocks of every cell
-      counterfactuals.h5ad    every untreated cell as if treated, with its spread
-      evaluation.csv          the prediction of the unseen B cells beside baselines
-      report.html             all of it in pictures
-    """
-    start = time.perf_counter()
-    ready_folder(out)
-    options = {"quick": quick, "seed": seed, "device": device, "quiet": quiet}
-    model, adata, split = fit_to_kang(options)
-    fitted = time.perf_counter()
-    click.echo(f"fitted in {fitted - start:.0f} s; predicting, judging, drawing", err=True)
-    control = adata[(adata.obs["condition"] == "ctrl").to_numpy()]
-    write_h5ad(latents_of(model, adata), out / "latents.h5ad")
-    treated = model.counterfactual(control, do={"treatment": "stim"}, draws=20, seed=seed)
-    write_h5ad(treated, out / "counterfactuals.h5ad")
-    table = model.evaluate(adata, split, by_condition=True, seed=seed)
-    write_text(out / "evaluation.csv", table.groupby("method", sort=False).mean().to_csv())
-    made = {"data": None, "by": "demo", "options": options}
-    save_run(out, model, adata, split, made, seconds=time.perf_counter() - start)
-    write_report(
-        model, out / "report.html", adata, split, run=told_of(out), evaluation=table, seed=seed
-    )
-    click.echo(_short_table(table.groupby("method", sort=False).mean()), err=True)
-    click.echo(f"done in {time.perf_counter() - start:.0f} s", err=True)
-    for name in ("model.json", "latents.h5ad", "counterfactuals.h5ad", "history.csv",
-                 "evaluation.csv", "report.html"):  # fmt: skip
-        click.echo(out / name)
-
-
-@main.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option(
-    "--out",
-    type=PATH,
-    default=Path("runs/benchmark"),
-    show_default=True,
-    metavar="FOLDER",
-    help="Each benchmark gets a folder in it.",
-)
-@click.option(
-    "--jobs",
-    type=click.IntRange(0),
-    help="Processes at a time, one thread each; 0 runs them in this one.  [default: one a core]",
-)
-@click.option("--seeds", metavar="11,12", help="Instead of the configured ones.")
-@click.option("--data", "sets", multiple=True, metavar="NAME", help="Only this data set; repeat.")
-@click.option(
-    "--method", "methods", multiple=True, metavar="NAME", help="Only this method; repeat."
-)
-@click.option("--quick", is_flag=True, help="A smoke test: to see that it works, not how well.")
-@click.option("--reuse", is_flag=True, help="Keep results of an earlier state of the code.")
-@click.option(
-    "--freeze", is_flag=True, help="Only write the splits' hashes beside the configuration."
-)
-@progress_option
-def benchmark(names: Sequence[str], out: Path, **options: Any) -> None:
-    r"""Run benchmarks by NAME: those of the package, "all" of them, or a .toml file.
-
-    Without a name it lists them. Jobs that are done already are not run again, so that a run
-    that was broken off goes on where it was. A job that fails is written down; the others go on.
-
-    Example:
-      pyro-fcr benchmark held-out-combination --data kang --seeds 11 --out runs/benchmark
-
-    Writes to FOLDER/NAME:
-      rows.csv        a row per result;  jobs.csv: a row per job, with its cost and its error
-      table.md        means over seeds, comparisons, cost, and what failed
-      figure.png      the same as a picture
-      jobs/           a file per job
-    """
-    if not names:
-        for name in available():
-            click.echo(f"{name:22s} {read_config(name).title}")
-        return
-    command = shlex.join(["pyro-fcr", *sys.argv[1:]])
-    failed = 0
-    seeds = whole_numbers("--seeds", options["seeds"]) if options["seeds"] else ()
-    for name in available() if "all" in names else names:
-        config = read_config(name).only(
-            seeds=seeds, data=options["sets"], methods=options["methods"]
-        )
-        if options["freeze"]:
-            click.echo(freeze(config, _tell))
-            continue
-        config = config.quick() if options["quick"] else config
-        folder = out / config.name
-        ready_folder(folder)
-        try:
-            outcome = run_benchmark(
-                config,
-                folder,
-                processes=options["jobs"],
-                reuse=options["reuse"],
-                command=command,
-                tell=(lambda line: None) if options["quiet"] else _tell,
-            )
-        except KeyboardInterrupt:
-            fail("interrupted; the jobs that had ended are kept.", code=130)
-        for path in write_tables(config, outcome, folder):
-            click.echo(path)
-        failed += len(outcome.failed)
-    if failed:
-        fail(f"{failed} jobs failed; table.md says why.", code=1)
-
-
-def _tell(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _short_table(table: pd.DataFrame) -> str:
-    width = shutil.get_terminal_size((100, 24)).columns
-    return table.round(3).to_string(line_width=max(width, 60))
+def _split_of(
+    run: Path, model: Fitted, adata: AnnData, options: Mapping[str, Any]
+) -> Split | None:
+    """Return the split that was asked for, or else the run's own."""
+    schema = model.design.schema
+    return chosen_split(adata, options, [schema.treatment, *schema.covariates]) or read_split(run)

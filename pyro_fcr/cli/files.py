@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 import time
 from datetime import UTC, datetime
@@ -47,6 +48,7 @@ __all__ = [
     "ready_file",
     "ready_folder",
     "save_run",
+    "short_table",
     "told_of",
     "write_h5ad",
     "write_text",
@@ -321,3 +323,9 @@ def compare_runs(run: Path, other: Path) -> tuple[bool, list[str]]:
             far = float((was[name].double() - now[name].double()).abs().max())
             lines.append(f"weights: {name} differs by up to {far:.3g}")
     return not any(line.startswith("weights") for line in lines), lines
+
+
+def short_table(table: pd.DataFrame) -> str:
+    """Return a table as text that fits the terminal."""
+    width = shutil.get_terminal_size((100, 24)).columns
+    return table.round(3).to_string(line_width=max(width, 60))

@@ -74,6 +74,15 @@ class ConditionMeans:
     genes: tuple[str, ...]
     components: Components
 
+    def __repr__(self) -> str:
+        """Return how much it holds and what to ask."""
+        there = np.isfinite(self.measured).any(-1)
+        return (
+            f"ConditionMeans({len(self.treatments)} treatments × {len(self.covariates)} covariate "
+            f"groups × {len(self.genes):,} genes; {there.sum()} of {there.size} conditions "
+            "measured)\n  ask of(treatment, covariate), table()"
+        )
+
     def of(self, treatment: str, covariate: str, *, level: float = 0.9) -> pd.DataFrame:
         """Return the genes of one condition.
 

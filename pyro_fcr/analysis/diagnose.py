@@ -96,6 +96,7 @@ def diagnose(
     cells: Cells,
     *,
     certificate: Callable[[], Any] | None = None,
+    assumed: bool = False,
     seed: int = 0,
 ) -> Diagnosis:
     """Run the cheap diagnostics and put them into words.
@@ -108,6 +109,8 @@ def diagnose(
         Cells to look at; at most 1,000 are drawn from them, all are counted.
     certificate
         Makes the certificate of the interaction block, where there is one.
+    assumed
+        Whether all these cells were taken for training cells, for want of a split.
     seed
         Governs which cells, and all draws.
     """
@@ -124,7 +127,7 @@ def diagnose(
         *_posterior(fitted, few, seed),
     ]
     if certificate is not None:
-        findings.append(_identified(certificate))
+        findings.append(_identified(certificate, len(cells) if assumed else 0))
     return Diagnosis(tuple(findings))
 
 
@@ -339,14 +342,20 @@ def _posterior(fitted: Diagnosed, cells: Cells, seed: int) -> Iterator[Finding]:
             yield Finding(f"spread of {name}", "fine", words)
 
 
-def _identified(certificate: Callable[[], Any]) -> Finding:
+def _identified(certificate: Callable[[], Any], assumed: int) -> Finding:
     try:
         found = certificate()
     except FCRError as error:
         return Finding("identifiability", "look", str(error))
     state: Any = {"identified": "fine", "undetermined": "look"}.get(found.verdict, "bad")
     advice = "" if state == "fine" else "fewer dimensions of the interaction block, or read blocks"
-    return Finding("identifiability", state, str(found).splitlines()[0], advice)
+    words = str(found).splitlines()[0]
+    if assumed:
+        # What held-out conditions would identify, the model has not learned.
+        words += f" All {assumed:,} cells given were taken for training cells."
+        advice = "; ".join(filter(None, [advice, "split= where some of them were held out"]))
+        state = "look" if state == "fine" else state
+    return Finding("identifiability", state, words, advice)
 
 
 def _batches(cells: Cells, device: torch.device) -> Iterator[Batch]:

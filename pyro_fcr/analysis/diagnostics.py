@@ -63,6 +63,16 @@ class Importance(NamedTuple):
     draws: dict[str, NDArray[np.float32]]
     """The latents behind the weights, (N, S, d) by block."""
 
+    def __repr__(self) -> str:
+        """Return how well the guide covers the posterior, and where to see it."""
+        cells, draws = self.log_weights.shape
+        bad = 100 * float(np.mean(self.k_hat > K_HAT_BAD))
+        return (
+            f"Importance({cells:,} cells, {draws} draws; k-hat above {K_HAT_BAD} in {bad:.0f} % "
+            f"of cells; bound {np.mean(self.bound - self.elbo):.2f} nats above the ELBO)\n"
+            "  see pf.plots.importance, pf.diagnostics.reweighted_moments"
+        )
+
 
 def importance(
     model: LatentModel,

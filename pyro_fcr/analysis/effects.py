@@ -69,6 +69,16 @@ class Effects:
     counterfactual: CounterfactualError
     level: float = 0.9
 
+    def __repr__(self) -> str:
+        """Return how much it holds and what to ask."""
+        many = "" if len(self.treatments) == 1 else "s"
+        return (
+            f"Effects({len(self.treatments)} treatment{many} × {len(self.covariates)} covariate "
+            f"groups × {len(self.genes):,} genes; {len(self.draws)} draws, "
+            f"{100 * self.level:g} % intervals)\n"
+            "  ask genes_of(treatment, covariate), compare(), interactions(), decompose()"
+        )
+
     def genes_of(
         self, treatment: str, covariate: str, *, least: float = 0.25, fdr: float = 0.05
     ) -> pd.DataFrame:

@@ -81,6 +81,10 @@ class Split:
                     )
                 )
 
+    def __repr__(self) -> str:
+        """Return :meth:`describe`: the cells' names would fill pages."""
+        return f"Split({self.describe()})"
+
     @cached_property
     def _part_of(self) -> dict[str, str]:
         return dict(zip(self.names, self.parts, strict=True))

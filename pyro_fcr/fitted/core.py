@@ -50,6 +50,25 @@ class Core(ABC):
     _history: pd.DataFrame | None
     _split: Split | None
 
+    def __repr__(self) -> str:
+        """Return what the model is, of which cells, and what to call next."""
+        cells, schema = self._cells, self.design.schema
+        sizes = ", ".join(f"{block.name} {block.size}" for block in self.declaration.blocks)
+        what = [f"{len(cells):,} cells"] if cells is not None else []
+        what.append(f"{self.design.n_genes:,} genes")
+        if schema.treatment is not None:
+            what.append(f"treatment {schema.treatment!r} against {schema.control!r}")
+        if schema.covariates:
+            what.append("covariates " + ", ".join(map(repr, schema.covariates)))
+        if self._history is None:
+            state = "not fitted: call fit()"
+        else:
+            state = f"fitted, {len(self._history)} epochs"
+            state += ": ask diagnose(), latents(), effects(), counterfactual(adata, do=...)"
+            if cells is None:
+                state += "\n  loaded: it holds no cells, give cells with each call"
+        return f"{type(self).__name__}({'; '.join([*what, sizes])})\n  {state}"
+
     @property
     @abstractmethod
     def model(self) -> LatentModel:

@@ -165,7 +165,9 @@ class Evidence(Counterfactuals):
         parents = {b.name: self.design.roles(b.parents) for b in self.declaration.blocks}
         return certificate.doubting(doubts(moments, parents, cells, block))
 
-    def diagnose(self, adata: AnnData | None = None, *, seed: int = 0) -> Diagnosis:
+    def diagnose(
+        self, adata: AnnData | None = None, split: Split | None = None, *, seed: int = 0
+    ) -> Diagnosis:
         """Run the cheap diagnostics and say in plain words what is fine, what is not, what to try.
 
         Training, overfitting, discriminators, use of each block, separation of the blocks, fresh
@@ -175,6 +177,10 @@ class Evidence(Counterfactuals):
         ----------
         adata
             Cells to look at, at most 1,000 of them; the training data by default.
+        split
+            The split the model was trained with, where ``adata`` is given: its training cells say
+            which interactions could be learned. Without it all cells given are taken for them,
+            and the finding says so.
         seed
             Governs which cells, and all draws.
 
@@ -189,7 +195,10 @@ class Evidence(Counterfactuals):
         return diagnose(
             self,
             self.encode(adata),
-            certificate=(lambda: self.certificate(adata, replicates=50)) if certify else None,
+            certificate=(lambda: self.certificate(adata, split, replicates=50))
+            if certify
+            else None,
+            assumed=adata is not None and split is None,
             seed=seed,
         )
 

@@ -232,8 +232,16 @@ class Findings(Evidence):
             If a group has fewer than ten cells, or lacks a label that is read.
         CategoryError
             If ``do`` names a column or value the model does not know.
+        ArgumentError
+            If a group is missing.
         """
         self._fitted()
+        for name, cells in (("group", group), ("other", other)):
+            if cells is None:
+                raise arguments.refused(
+                    cells, where=f"differential({name}=)", expected="an AnnData of cells",
+                    hint="choose them, as in adata[adata.obs['cell_type'] == 'B cells']",
+                )  # fmt: skip
         where = "differential(replicate=)"
         for name, given in (("do=", do), ("other_do=", other_do)):
             if given is not None:

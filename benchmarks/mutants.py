@@ -63,6 +63,7 @@ TARGETS = {
     "infer/sleep.py": ["tests/infer/test_sleep.py"],
     "evaluate/conformal.py": ["tests/evaluate/test_conformal.py"],
     "analysis/shrinkage.py": ["tests/analysis/test_shrinkage.py"],
+    "nn/networks.py": [READERS, "tests/nn/test_networks.py"],
     "nn/sparse_linear.py": ["tests/nn/test_sparse_linear.py"],
     "distributions/counts.py": DENSITIES,
     "distributions/densities.py": DENSITIES,

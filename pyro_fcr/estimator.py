@@ -370,56 +370,12 @@ class Estimator(Fitted):
             After a Ctrl-C, once the step is done (a second one does not wait). The model holds
             the best weights so far and answers; the message says what is left.
         """
-        if on_nonfinite not in ("raise", "skip"):
-            raise FitError(
-                sentence(
-                    "nothing known to do about steps that are not finite",
-                    where="fit(on_nonfinite=)",
-                    expected="'raise' or 'skip'",
-                    got=repr(on_nonfinite),
-                    hint="'raise' is the default",
-                )
-            )
-        if batch_size != "auto" and not (isinstance(batch_size, Integral) and batch_size > 0):
-            raise FitError(
-                sentence(
-                    "no cells in a batch",
-                    where="fit(batch_size=)",
-                    expected="a whole number of at least 1",
-                    got=repr(batch_size),
-                    hint="512 is the default, and 'auto' finds one that fits into memory",
-                )
-            )
-        if max_epochs is not None:
-            arguments.whole(max_epochs, "fit(max_epochs=)", least=0)
-        if validate_every is not None:
-            arguments.whole(validate_every, "fit(validate_every=)", least=1)
-        if threads != "auto":
-            arguments.whole(threads, "fit(threads=)", least=0, hint="'auto' is the default")
-        if split is not None and not isinstance(split, Split):
-            raise arguments.refused(
-                split, where="fit(split=)", expected="a Split", hint="pf.splits makes them"
-            )
-        if resume and checkpoint is None:
-            raise arguments.refused(
-                None, where="fit(resume=True, checkpoint=)", expected="the checkpoint's file",
-                hint="name it, or leave resume out",
-            )  # fmt: skip
-        train, valid = self.cells, None
-        if split is not None:
-            train = self.cells.subset(split.mask(self.cells, "train"))
-            if (held := split.mask(self.cells, "valid")).any():
-                valid = self.cells.subset(held)
-        if early_stopping and valid is None:
-            raise DesignError(
-                sentence(
-                    "early stopping has nothing to watch",
-                    where="fit(early_stopping=True)",
-                    expected="a split with validation cells",
-                    got="none",
-                    hint="pass split=pf.splits.random(adata)",
-                )
-            )
+        _check_run(
+            split=split, max_epochs=max_epochs, batch_size=batch_size,
+            validate_every=validate_every, checkpoint=checkpoint, resume=resume,
+            threads=threads, on_nonfinite=on_nonfinite,
+        )  # fmt: skip
+        train, valid = self._parts(split, watched=early_stopping)
         place = resolve_device(device)
         work = (faults.LARGEST if batch_size == "auto" else batch_size) * self.design.n_genes
         number = default_threads(work) if threads == "auto" else int(threads)
@@ -445,7 +401,6 @@ class Estimator(Fitted):
             steps = default_steps(len(train)) if max_epochs is None else max_epochs * epoch
             epochs = max(1, math.ceil(steps / epoch))
             usual = min(default_weight_decay(len(train)), self.declaration.most_weight_decay)
-            decay = usual if weight_decay is None else weight_decay
             plan = Plan(
                 steps,
                 learning_rate=learning_rate,
@@ -453,7 +408,7 @@ class Estimator(Fitted):
                 penalty_warmup=penalty_warmup,
                 align=align_at,
                 head_start=head_start,
-                weight_decay=decay,
+                weight_decay=usual if weight_decay is None else weight_decay,
             )
             names = train.names.tolist()
             before = copy.deepcopy(self._objective.state_dict())
@@ -503,15 +458,33 @@ class Estimator(Fitted):
                 self._objective.eval()
                 if trainer.rows:
                     self._history, self._split = trainer.history, split
-                    told: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "steps": steps,
-                            "threads": number}  # fmt: skip
-                    if unseen := self.design.unseen(train):
-                        told["unseen"] = unseen
-                    self.settings = {**told, **_told(plan)}
+                    self.settings = _settings(
+                        plan, self.design.unseen(train),
+                        seed=seed, batch_size=batch_size, threads=number,
+                    )  # fmt: skip
                 elif not trainer.lost:
                     # Nothing was trained: what was there before is still there.
                     self._objective.load_state_dict(before)
         return self.history
+
+    def _parts(self, split: Split | None, *, watched: bool) -> tuple[Cells, Cells | None]:
+        """Return the cells that train, and those that validate if there are some."""
+        train, valid = self.cells, None
+        if split is not None:
+            train = self.cells.subset(split.mask(self.cells, "train"))
+            if (held := split.mask(self.cells, "valid")).any():
+                valid = self.cells.subset(held)
+        if watched and valid is None:
+            raise DesignError(
+                sentence(
+                    "early stopping has nothing to watch",
+                    where="fit(early_stopping=True)",
+                    expected="a split with validation cells",
+                    got="none",
+                    hint="pass split=pf.splits.random(adata)",
+                )
+            )
+        return train, valid
 
     def transfer(self, adata: AnnData) -> Self:
         """Return a model that knows new treatments too, with everything else as it is.
@@ -735,6 +708,58 @@ def _keyword_only(function: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
-def _told(plan: Plan) -> dict[str, float]:
-    told = ("learning_rate", "kl_warmup", "penalty_warmup", "align", "head_start", "weight_decay")
-    return {name: getattr(plan, name) for name in told}
+def _check_run(
+    *,
+    split: Any,
+    max_epochs: Any,
+    batch_size: Any,
+    validate_every: Any,
+    checkpoint: Any,
+    resume: bool,
+    threads: Any,
+    on_nonfinite: Any,
+) -> None:
+    """Refuse what ``fit`` cannot do before anything is read or made."""
+    if on_nonfinite not in ("raise", "skip"):
+        raise FitError(
+            sentence(
+                "nothing known to do about steps that are not finite",
+                where="fit(on_nonfinite=)",
+                expected="'raise' or 'skip'",
+                got=repr(on_nonfinite),
+                hint="'raise' is the default",
+            )
+        )
+    if batch_size != "auto" and not (isinstance(batch_size, Integral) and int(batch_size) > 0):
+        raise FitError(
+            sentence(
+                "no cells in a batch",
+                where="fit(batch_size=)",
+                expected="a whole number of at least 1",
+                got=repr(batch_size),
+                hint="512 is the default, and 'auto' finds one that fits into memory",
+            )
+        )
+    if max_epochs is not None:
+        arguments.whole(max_epochs, "fit(max_epochs=)", least=0)
+    if validate_every is not None:
+        arguments.whole(validate_every, "fit(validate_every=)", least=1)
+    if threads != "auto":
+        arguments.whole(threads, "fit(threads=)", least=0, hint="'auto' is the default")
+    if split is not None and not isinstance(split, Split):
+        raise arguments.refused(
+            split, where="fit(split=)", expected="a Split", hint="pf.splits makes them"
+        )
+    if resume and checkpoint is None:
+        raise arguments.refused(
+            None, where="fit(resume=True, checkpoint=)", expected="the checkpoint's file",
+            hint="name it, or leave resume out",
+        )  # fmt: skip
+
+
+def _settings(plan: Plan, unseen: Mapping[str, list[str]], **told: Any) -> dict[str, Any]:
+    """Return what a fitted model tells of its training."""
+    named = ("learning_rate", "kl_warmup", "penalty_warmup", "align", "head_start", "weight_decay")
+    left_out = {"unseen": unseen} if unseen else {}
+    planned = {name: getattr(plan, name) for name in ("steps", *named)}
+    return {**told, **left_out, **planned}

@@ -22,9 +22,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from tiny import fit, tiny_adata, tiny_fcr  # noqa: E402
+from tiny import fit, tiny_adata, tiny_fcr  # noqa: E402 - on the path set above
 
-import pyro_fcr as pf  # noqa: E402
+import pyro_fcr as pf  # noqa: E402 - on the path set above
 
 PROCESSES = [
     {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "threads": "auto"},

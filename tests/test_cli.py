@@ -303,6 +303,14 @@ def test_help_teaches(command) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 
+def test_the_list_of_commands_breaks_no_sentence_off() -> None:
+    listed = run("--help").stdout.split("Commands:")[1]
+    assert "..." not in listed
+    said = " ".join(listed.split())
+    assert "fit Fit FCR to DATA, an .h5ad file of raw counts." in said
+    assert "report Write one page with pictures on RUN; with DATA, on its cells too." in said
+
+
 def test_version() -> None:
     result = run("--version")
     assert result.exit_code == 0

@@ -55,13 +55,14 @@ z_t.groupby("treatment").mean(["chain", "draw", "cell"]).to_pandas().round(2)
 # ## Any ArviZ picture
 
 # %%
-az.plot_forest(
+axes = az.plot_forest(
     pf.to_arviz(posterior),
     var_names=["z_t"],
     coords={"cell": adata.obs_names[::20][:6].tolist(), "z_t_dim": 0},
     combined=True,
     figsize=(6, 3),
 )
+
 # %% [markdown]
 # ## Globals
 

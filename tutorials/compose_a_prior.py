@@ -186,9 +186,9 @@ tree = mine.posterior(control[:2], draws=500)
 posterior = tree["posterior"]["priors.z_t.log_ec50"]
 unit = np.log(mine.design.dose_unit)
 log_ec50 = {drug: posterior.values[..., k] + unit[k] for k, drug in enumerate(truth.index)}
-axes = az.plot_forest(az.from_dict(log_ec50), combined=True, hdi_prob=0.9)
+axes = az.plot_forest(az.from_dict(log_ec50), combined=True, hdi_prob=0.9, figsize=(7, 3))
 axes[0].plot(np.log(truth["ec50"])[::-1], axes[0].get_yticks(), "kx")
-axes[0].set_title("log EC50: posterior, and the truth (crosses)")
+title = axes[0].set_title("log EC50: posterior, and the truth (crosses)")
 
 # %% [markdown]
 # The order is right and the EC50s are within a factor of two of the truth, over two orders of

@@ -233,10 +233,13 @@ float(np.abs(again.latents(adata)["z_x"] - z["z_x"]).max().max())
 monocytes = cell_type == "CD14+ Monocytes"
 six = np.concatenate([np.flatnonzero(monocytes & (condition == c))[:3] for c in ("ctrl", "stim")])
 posterior = fcr.posterior(adata[six], draws=200)
-posterior["posterior"]["z_t"]
+dict(posterior["posterior"]["z_t"].sizes)
 
 # %%
-az.plot_forest(pf.to_arviz(posterior), var_names=["z_t"], coords={"z_t_dim": 0}, combined=True)
+tree = pf.to_arviz(posterior)
+axes = az.plot_forest(
+    tree, var_names=["z_t"], coords={"z_t_dim": 0}, combined=True, figsize=(7, 3)
+)
 
 # %% [markdown]
 # ## Where to go on

@@ -55,7 +55,8 @@ pf.plots.importance(weights)[0].figure
 
 # %%
 mended = pf.diagnostics.reweighted_moments(weights)
-float(np.corrcoef(mended["z_x"][0][:, 0], good.latents(adata[:300])["z_x"]["z_x_0"])[0, 1])
+plain = good.latents(adata[:300])["z_x"]["z_x_0"]
+round(np.corrcoef(mended["z_x"][0][:, 0], plain)[0, 1].item(), 3)
 
 # %% [markdown]
 # ## Are the intervals of single cells honest?

@@ -206,8 +206,7 @@ def _work(job: Job, path: Path, frozen: str | None, told: Mapping[str, Any]) -> 
             rows = _rows(job, frozen, found)
         except MissingPackageError as error:
             found |= {"status": "skipped", "error": str(error)}
-        # Whatever stops one job is written down, and the others go on.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - one job's fault is written down, the others go on
             text = f"{type(error).__name__}: {error}"
             found |= {"status": "failed", "error": text, "trace": traceback.format_exc()}
     words = {str(w.message) for w in caught if issubclass(w.category, DesignWarning)}

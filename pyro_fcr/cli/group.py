@@ -27,6 +27,10 @@ class Taught(click.Command):
         """Write the docstring's lines."""
         _write_as_is(self.help, formatter)
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the docstring's first paragraph whole, which the list of commands wraps."""
+        return " ".join((self.help or "").split("\n\n")[0].split())
+
 
 class _InterruptedError(Exception):
     """Ctrl-C."""

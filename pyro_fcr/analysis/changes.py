@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pyro_fcr import arguments
-from pyro_fcr.analysis.draws import draw_globals, draw_observation, seeded
+from pyro_fcr.analysis.draws import draw_observations
 from pyro_fcr.analysis.effects import Effects
 from pyro_fcr.analysis.model_error import CounterfactualError, ModelError, joint_errors
 from pyro_fcr.analysis.shrinkage import shrink_effects
@@ -277,17 +277,12 @@ def _profiles(
     modelled = np.zeros((len(weights), cells.design.n_genes))
     measured = np.zeros_like(modelled)
     total = np.zeros(cells.design.n_genes)
-    with seeded(seed):
-        few = cells.batch(slice(0, 2)).to(model.device)
-        shared = draw_globals(model.guide, few, rounds)
-    for start in range(0, len(cells), 512):
-        rows = slice(start, start + 512)
-        batch, after = (c.batch(rows).to(model.device) for c in (cells, intervened))
-        with seeded(seed, start + 1):
-            observations = draw_observation(
-                model.model, model.guide, batch, after, redraw=redraw, shared=shared
-            )
-            expected = sum(o.mean.double().cpu().numpy() for o in observations) / rounds
+    drawn = draw_observations(
+        model.model, model.guide, cells, intervened,
+        redraw=redraw, draws=rounds, seed=seed, device=model.device,
+    )  # fmt: skip
+    for rows, batch, observations in drawn:
+        expected = sum(o.mean.double().cpu().numpy() for o in observations) / rounds
         counts = batch.counts.double().cpu().numpy()
         modelled += weights[:, rows] @ expected
         measured += weights[:, rows] @ counts

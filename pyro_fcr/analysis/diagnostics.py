@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 
 from pyro_fcr.analysis.draws import (
     draw_globals,
-    draw_observation,
+    draw_observations,
     draw_sites,
     prior_moments,
     seeded,
@@ -352,18 +352,12 @@ def _replicated(
     device: torch.device,
 ) -> Iterator[tuple[slice, NDArray, Iterator[NDArray]]]:
     """Yield rows, their counts, and replicated counts one draw at a time."""
-    with seeded(seed):
-        shared = draw_globals(guide, cells.batch(slice(0, 2)).to(device), draws)
-    for start in range(0, len(cells), 512):
-        rows = slice(start, start + 512)
-        batch = cells.batch(rows).to(device)
-        with seeded(seed, start + 1):
-            observations = draw_observation(model, guide, batch, batch, redraw=(), shared=shared)
-            yield (
-                rows,
-                batch.counts.cpu().numpy(),
-                (o.sample().cpu().numpy() for o in observations),
-            )
+    drawn = draw_observations(
+        model, guide, cells, cells, redraw=(), draws=draws, seed=seed, device=device
+    )
+    for rows, batch, observations in drawn:
+        replicates = (observation.sample().cpu().numpy() for observation in observations)
+        yield rows, batch.counts.cpu().numpy(), replicates
 
 
 def simulated_ranks(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pyro_fcr import arguments
 from pyro_fcr.analysis.conditions import condition_labels
-from pyro_fcr.analysis.draws import draw_globals, draw_observation, seeded
+from pyro_fcr.analysis.draws import draw_observations
 from pyro_fcr.errors import DesignError, sentence
 
 if TYPE_CHECKING:
@@ -149,18 +149,13 @@ def _curve(
     *,
     seed: int,
 ) -> NDArray[np.float64]:
-    after = start.design.do(start, do)
-    before_batch, after_batch = start.batch().to(model.device), after.batch().to(model.device)
     out = np.empty((len(weights), len(columns)))
     depth = weights @ start.library
-    with seeded(seed):
-        few = start.batch(slice(0, 2)).to(model.device)
-        shared = draw_globals(model.guide, few, len(weights))
-    with seeded(seed, 1):
-        observations = draw_observation(
-            model.model, model.guide, before_batch, after_batch,
-            redraw=model.descendants(do), shared=shared,
-        )  # fmt: skip
+    drawn = draw_observations(
+        model.model, model.guide, start, start.design.do(start, do), size=len(start),
+        redraw=model.descendants(do), draws=len(weights), seed=seed, device=model.device,
+    )  # fmt: skip
+    for _, _, observations in drawn:
         for d, observation in enumerate(observations):
             expected = observation.mean.cpu().numpy()[:, columns]
             out[d] = np.log2((weights[d] @ expected + 0.5 * weights[d].mean()) / depth[d])

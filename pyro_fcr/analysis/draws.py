@@ -17,10 +17,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pyro_fcr.data import Batch
+    from pyro_fcr.data import Batch, Cells
     from pyro_fcr.model import LatentModel
 
-__all__ = ["draw_globals", "draw_observation", "draw_sites", "moments", "prior_moments", "seeded"]
+__all__ = [
+    "draw_globals",
+    "draw_observation",
+    "draw_observations",
+    "draw_sites",
+    "moments",
+    "prior_moments",
+    "seeded",
+]
+
+CHUNK = 512
+"""Cells that are drawn at a time."""
 
 
 @contextmanager
@@ -166,3 +177,54 @@ def draw_observation(
         kept = {name: value for name, value in sites.items() if name not in redraw}
         trace = poutine.trace(poutine.condition(model, data=kept)).get_trace(intervened)
         yield trace.nodes[OBSERVATION]["fn"]
+
+
+def draw_observations(
+    model: LatentModel,
+    guide: Callable[[Batch], Any],
+    factual: Cells,
+    intervened: Cells,
+    *,
+    redraw: Collection[str],
+    draws: int,
+    seed: int,
+    device: torch.device,
+    size: int = CHUNK,
+) -> Iterator[tuple[slice, Batch, Iterator[Any]]]:
+    """Yield :func:`draw_observation` of many cells, some at a time; all share a draw's globals.
+
+    Parameters
+    ----------
+    model, guide
+        A fitted pair.
+    factual, intervened
+        The same N cells as they were observed and with the labels that were set.
+    redraw
+        Names of the blocks that descend from what was set.
+    draws
+        Number of posterior draws.
+    seed
+        Governs the draws; each chunk has noise of its own.
+    device
+        Where to compute.
+    size
+        Cells at a time.
+
+    Yields
+    ------
+    rows, batch, observations
+        Which cells, the cells as observed, and a distribution of their counts for each draw; to
+        be read, and sampled from, before the next chunk.
+    """
+    with seeded(seed):
+        shared = draw_globals(guide, factual.batch(slice(0, 2)).to(device), draws)
+    for start in range(0, len(factual), size):
+        rows = slice(start, start + size)
+        before = factual.batch(rows).to(device)
+        after = before if intervened is factual else intervened.batch(rows).to(device)
+        with seeded(seed, start + 1):
+            yield (
+                rows,
+                before,
+                draw_observation(model, guide, before, after, redraw=redraw, shared=shared),
+            )

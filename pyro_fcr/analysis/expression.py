@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pyro_fcr.analysis.draws import draw_globals, draw_observation, seeded
+from pyro_fcr.analysis.draws import CHUNK, draw_observations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -72,16 +72,12 @@ def expected_counts(
     """
     n, genes = len(factual), factual.design.n_genes
     out = into or Expression(*(np.empty((n, genes), np.float32) for _ in range(4)))
-    shared = _shared(guide, factual, draws, seed, device)
-    size = max(1, min(512, DRAWN_VALUES // max(1, draws * genes)))
-    for start in range(0, n, size):
-        rows = slice(start, start + size)
-        before, after = factual.batch(rows).to(device), intervened.batch(rows).to(device)
-        with seeded(seed, start + 1):
-            observations = draw_observation(
-                model, guide, before, after, redraw=redraw, shared=shared
-            )
-            means = np.stack([observation.mean.cpu().numpy() for observation in observations])
+    drawn = draw_observations(
+        model, guide, factual, intervened, redraw=redraw, draws=draws, seed=seed, device=device,
+        size=max(1, min(CHUNK, DRAWN_VALUES // max(1, draws * genes))),
+    )  # fmt: skip
+    for rows, _, observations in drawn:
+        means = np.stack([observation.mean.cpu().numpy() for observation in observations])
         out.mean[rows] = means.mean(0)
         out.sd[rows] = means.std(0, ddof=1 if draws > 1 else 0)
         out.q05[rows], out.q95[rows] = _quantiles(means, (0.05, 0.95))
@@ -123,24 +119,13 @@ def sampled_counts(
 ) -> np.ndarray:
     """Draw counts of cells; shape (draws, N, G), float32. Parameters as for expected counts."""
     out = np.empty((draws, len(factual), factual.design.n_genes), np.float32)
-    shared = _shared(guide, factual, draws, seed, device)
-    for start in range(0, len(factual), 512):
-        rows = slice(start, start + 512)
-        before, after = factual.batch(rows).to(device), intervened.batch(rows).to(device)
-        with seeded(seed, start + 1):
-            observations = draw_observation(
-                model, guide, before, after, redraw=redraw, shared=shared
-            )
-            for d, observation in enumerate(observations):
-                out[d, rows] = observation.sample().cpu().numpy()
+    drawn = draw_observations(
+        model, guide, factual, intervened, redraw=redraw, draws=draws, seed=seed, device=device
+    )
+    for rows, _, observations in drawn:
+        for d, observation in enumerate(observations):
+            out[d, rows] = observation.sample().cpu().numpy()
     return out
-
-
-def _shared(
-    guide: Callable[[Batch], Any], cells: Cells, draws: int, seed: int, device: torch.device
-) -> list[dict[str, torch.Tensor]]:
-    with seeded(seed):
-        return draw_globals(guide, cells.batch(slice(0, 2)).to(device), draws)
 
 
 def _quantiles(values: np.ndarray, levels: tuple[float, ...]) -> list[np.ndarray]:

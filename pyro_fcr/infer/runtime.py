@@ -1,12 +1,14 @@
-"""How a step is computed: threads, precision of the networks, compilation."""
+"""How a step is computed: device, threads, precision of the networks, compilation."""
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pyro_fcr import arguments
 from pyro_fcr.errors import FitError, sentence
 from pyro_fcr.nn import MLP, ParallelMLP
 
@@ -15,12 +17,36 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["PRECISIONS", "compiled", "default_threads", "networks_at", "threads"]
+__all__ = ["PRECISIONS", "compiled", "default_threads", "networks_at", "resolve_device", "threads"]
 
 PRECISIONS = ("float32", "tf32", "bf16")
 
 VALUES_PER_THREAD = 2**23
 """Cells × genes of a step that keep one thread busy: below, more threads wait for one another."""
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Return a device from its name; ``"auto"`` takes CUDA, then MPS, then the CPU.
+
+    Of several processes on a machine each takes the CUDA device of its own number.
+    """
+    if str(device) == "auto" and torch.cuda.is_available():
+        device = "cuda"
+    if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if str(device) != "auto":
+        try:
+            found = torch.device(device)
+            torch.empty(0, device=found)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise arguments.refused(
+                device,
+                where="device=",
+                expected="'auto', 'cpu', or a device that this torch has",
+                hint="leave it at 'auto'",
+            ) from error
+        return found
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def default_threads(values: int) -> int:

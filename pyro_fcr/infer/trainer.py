@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections import defaultdict
 from contextlib import nullcontext
@@ -17,8 +16,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_fcr import arguments
 from pyro_fcr.errors import FCRError, FitError, NonFiniteError, WriteError, sentence
+from pyro_fcr.infer import faults
+from pyro_fcr.infer.captured import CapturedStep, cuda_side_stream, record_cuda
+from pyro_fcr.infer.checkpoint import load_checkpoint, save_checkpoint
+from pyro_fcr.infer.distributed import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,12 +30,7 @@ if TYPE_CHECKING:
     from pyro_fcr.infer.objective import Objective, Terms
     from pyro_fcr.infer.schedule import Plan, Settled
 
-from pyro_fcr.infer import faults
-from pyro_fcr.infer.captured import CapturedStep, cuda_side_stream, record_cuda
-from pyro_fcr.infer.checkpoint import load_checkpoint, save_checkpoint
-from pyro_fcr.infer.distributed import Ranks
-
-__all__ = ["Trainer", "resolve_device"]
+__all__ = ["Trainer"]
 
 log = logging.getLogger(__name__)
 
@@ -41,30 +38,6 @@ CRITIC_LEARNING_RATE = 1e-3
 
 ASK_EVERY = 50
 """Steps on a CUDA device between two questions whether the loss is still finite."""
-
-
-def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """Return a device from its name; ``"auto"`` takes CUDA, then MPS, then the CPU.
-
-    Of several processes on a machine each takes the CUDA device of its own number.
-    """
-    if str(device) == "auto" and torch.cuda.is_available():
-        device = "cuda"
-    if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    if str(device) != "auto":
-        try:
-            found = torch.device(device)
-            torch.empty(0, device=found)
-        except (RuntimeError, AssertionError, TypeError) as error:
-            raise arguments.refused(
-                device,
-                where="device=",
-                expected="'auto', 'cpu', or a device that this torch has",
-                hint="leave it at 'auto'",
-            ) from error
-        return found
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 class Trainer:

@@ -8,7 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from pyro_fcr.errors import DesignError, sentence
+from pyro_fcr.simulate.checks import refuse
 from pyro_fcr.simulate.factorised import draw_mixing
 from pyro_fcr.simulate.observation import collect, observe
 
@@ -83,17 +83,7 @@ def environments(
         (not 0 <= confounding <= 1, "confounding", "a share from 0 to 1", str(confounding)),
         (n_cells < 1 or n_genes < 2, "n_cells, n_genes", "some of each", f"{n_cells}, {n_genes}"),
     ]
-    for wrong, where, expected, got in problems:
-        if wrong:
-            raise DesignError(
-                sentence(
-                    "the simulation cannot be drawn",
-                    where=where,
-                    expected=expected,
-                    got=got,
-                    hint="change that argument",
-                )
-            )
+    refuse(problems)
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)]
     rng_prior, rng_latent, rng_mix, rng_count, rng_design = streams
     d_n = rng_design.integers(n_d, size=n_cells)

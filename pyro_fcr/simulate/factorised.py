@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from pyro_fcr.errors import DesignError, sentence
+from pyro_fcr.simulate.checks import refuse
 from pyro_fcr.simulate.latents import (
     BLOCKS,
     conditional_prior,
@@ -291,17 +292,7 @@ def _check(
             f"{n_t - 1} and {n_x}",
         ),
     ]
-    for wrong, where, expected, got in problems:
-        if wrong:
-            raise DesignError(
-                sentence(
-                    "the simulation cannot be drawn",
-                    where=where,
-                    expected=expected,
-                    got=got,
-                    hint="change that argument",
-                )
-            )
+    refuse(problems)
 
 
 def draw_mixing(z_nd: Floats, genes: int, rng: np.random.Generator) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import eigsh
 
 from pyro_fcr.errors import CountsError, DesignError, sentence
+from pyro_fcr.simulate.checks import refuse
 from pyro_fcr.simulate.factorised import design_obs
 from pyro_fcr.simulate.latents import (
     BLOCKS,
@@ -208,17 +209,7 @@ def _check(
         (not 0 <= interacting <= 1, "interacting", "a share of conditions", str(interacting)),
         (not 0 < responding <= 1, "responding", "a share of genes above 0", str(responding)),
     ]
-    for wrong, where, expected, got in problems:
-        if wrong:
-            raise DesignError(
-                sentence(
-                    "the simulation cannot be drawn",
-                    where=where,
-                    expected=expected,
-                    got=got,
-                    hint="change that argument",
-                )
-            )
+    refuse(problems)
 
 
 def _counts(

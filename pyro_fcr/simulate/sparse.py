@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from pyro_fcr.errors import DesignError, sentence
+from pyro_fcr.simulate.checks import refuse
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -166,17 +166,7 @@ def _check(
         (most_targets < 1, "most_targets", "at least 1", str(most_targets)),
         (depth <= 0, "depth", "more than 0", str(depth)),
     ]
-    for wrong, where, expected, got in problems:
-        if wrong:
-            raise DesignError(
-                sentence(
-                    "the simulation cannot be drawn",
-                    where=where,
-                    expected=expected,
-                    got=got,
-                    hint="change that argument",
-                )
-            )
+    refuse(problems)
 
 
 def _weights(n_latent: int, n_genes: int, rng: np.random.Generator) -> list[Floats]:

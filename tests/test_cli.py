@@ -243,6 +243,28 @@ def test_mistakes_in_files(fitted, data, tmp_path) -> None:
     assert "a file" in refused("fit", data, *COLUMNS, "--out", corrupt)
     assert "the folder" in refused("latents", fitted, data, "--out", tmp_path)
     assert not out.exists()
+    said = refused("latents", tmp_path / "no", data, "--out", out)
+    assert "got no such file" in said
+    assert "Errno" not in said
+
+
+@pytest.mark.parametrize(
+    ("command", "right", "more"),
+    [
+        ("latents", ".h5ad", []),
+        ("counterfactual", ".h5ad", ["--do", "treatment=A"]),
+        ("evaluate", ".csv", []),
+        ("means", ".csv", []),
+        ("report", ".html", []),
+    ],
+)
+def test_a_result_is_no_file_of_another_kind(fitted, data, tmp_path, command, right, more) -> None:
+    out = tmp_path / "result.txt"
+    said = refused(command, fitted, data, *more, "--out", out)
+    assert "--out" in said
+    assert right in said
+    assert "result.txt" in said
+    assert not out.exists()
 
 
 def test_a_damaged_run_is_refused(fitted, data, tmp_path) -> None:

@@ -175,7 +175,7 @@ def latents(run: Path, data: Path, out: Path, device: str) -> None:
     Writes an .h5ad file without counts: the cells' obs, and per block
       obsm["X_fcr_z_x"], obsm["X_fcr_z_t"], obsm["X_fcr_z_tx"]   posterior means
     """
-    ready_file(out)
+    ready_file(out, ".h5ad")
     model, adata = load_run(run, device), read_data(data)
     click.echo(write_h5ad(latents_of(model, adata), out))
 
@@ -224,7 +224,7 @@ def counterfactual(
       layers             sd, q05, q95: the posterior's spread of the expectation
       obs                labels under --do; the former ones with the suffix _factual
     """
-    ready_file(out)
+    ready_file(out, ".h5ad")
     model, adata = load_run(run, device), read_data(data)
     wanted = {name: values[-1] for name, values in pairs("--do", do, single=True).items()}
     if where:
@@ -254,7 +254,7 @@ def evaluate(run: Path, data: Path, out: Path, **options: Any) -> None:
     Writes a CSV table: a row per method (the model, control mean, treated mean, additive, ...), a
     column per metric. The row "reconstruction" has read the test cells: no prediction.
     """
-    ready_file(out)
+    ready_file(out, ".csv")
     model, adata = load_run(run, options["device"]), read_data(data)
     split = _split_of(run, model, adata, options)
     if split is None:
@@ -294,7 +294,7 @@ def means(run: Path, data: Path, out: Path, **options: Any) -> None:
     Writes a CSV table: a row per treatment, covariates and gene; mean, low, high and the same of
     the change from the control; the model's own expectation; what was measured, if it was.
     """
-    ready_file(out)
+    ready_file(out, ".csv")
     model, adata = load_run(run, options["device"]), read_data(data)
     split = _split_of(run, model, adata, options)
     found = model.condition_means(adata, split, draws=options["draws"], seed=options["seed"])
@@ -319,7 +319,7 @@ def report(run: Path, data: Path | None, out: Path | None, seed: int, device: st
     """
     out = out or run / "report.html"
     model = load_run(run, device)
-    ready_file(out)
+    ready_file(out, ".html")
     adata = None if data is None else read_data(data)
     told = told_of(run)
     click.echo(write_report(model, out, adata, read_split(run), run=told, seed=seed))

@@ -158,12 +158,17 @@ def ready_folder(folder: Path) -> None:
         raise PermissionError(13, "cannot write to the folder", str(folder))
 
 
-def ready_file(path: Path) -> None:
-    """Find out before the work that the result will have a place."""
+def ready_file(path: Path, ending: str) -> None:
+    """Find out before the work that the result will have a place, and the name of its kind."""
     if path.is_dir():
         raise DesignError(
             sentence("the result's place is taken", where="--out", expected="a file", got=f"the "
                      f"folder {path}", hint="give a file's name in it")
+        )  # fmt: skip
+    if path.suffix.lower() != ending:
+        raise DesignError(
+            sentence("the result is of another kind", where="--out", expected=f"a file's name "
+                     f"that ends in {ending}", got=path.name, hint=f"--out {path.stem}{ending}")
         )  # fmt: skip
     ready_folder(path.parent)
 

@@ -194,7 +194,7 @@ def read_json(path: Path) -> dict[str, Any]:
                 "cannot read the model",
                 where=str(path),
                 expected="the folder that save() wrote",
-                got=first_line(error),
+                got="no such file" if isinstance(error, FileNotFoundError) else first_line(error),
                 hint="give the folder that holds model.json",
             )
         ) from None

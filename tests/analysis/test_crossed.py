@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pyro_fcr.analysis.crossed import Components, estimate_components, log_likelihood, predict
+from pyro_fcr.analysis.crossed import (
+    Components,
+    _shares,
+    estimate_components,
+    log_likelihood,
+    predict,
+)
 
 
 def table(n_t=3, n_x=4, n_genes=2, missing=((1, 2), (2, 0)), seed=0):
@@ -141,6 +147,14 @@ def test_an_interaction_never_seen_widens_its_own_condition_alone():
     more = np.where(np.isnan(values), 0.9 - 0.2, 0.0)
     np.testing.assert_allclose(wider.variance - usual.variance, more, atol=1e-12)
     np.testing.assert_allclose(wider.change_variance - usual.change_variance, more, atol=1e-12)
+
+
+def test_shares_by_hand():
+    """Two genes sure of the first of four variances, and one gene's worth that is of all alike."""
+    logs = np.tile([0.0, -1e3, -1e3, -1e3], (2, 1))
+    np.testing.assert_allclose(_shares(logs), [2.25 / 3, 0.25 / 3, 0.25 / 3, 0.25 / 3])
+    # Genes that know nothing leave the even shares as they are.
+    np.testing.assert_allclose(_shares(np.zeros((5, 4))), 0.25)
 
 
 def test_limits():

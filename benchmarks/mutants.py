@@ -86,7 +86,7 @@ def places(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
             continue
         if isinstance(node, ast.keyword) and node.arg == "strict":
             continue
-        if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in SWAPS:
+        if isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in SWAPS:
             yield node, "op"
         if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
             yield node, "ops"
@@ -207,6 +207,8 @@ def main() -> None:
                 told.out.parent.mkdir(parents=True, exist_ok=True)
                 pd.DataFrame(rows).to_csv(told.out, index=False)
             path.write_text(source, encoding="utf-8")
+    if not rows:
+        raise SystemExit("nothing to change there")
     table = pd.DataFrame(rows).groupby("file", sort=False)["noticed"].agg(["size", "sum"])
     print("\n" + table.rename(columns={"size": "mutants", "sum": "noticed"}).to_string())
 

@@ -56,7 +56,11 @@ TARGETS = {
     "analysis/unmeasured.py": EFFECTS,
     "analysis/changes.py": EFFECTS,
     "analysis/contrasts.py": ["tests/analysis/test_contrasts.py"],
-    "fitted/counterfactuals.py": ["tests/trust/test_left_out.py", "tests/test_estimator.py"],
+    "fitted/counterfactuals.py": [
+        "tests/trust/test_left_out.py",
+        "tests/data/test_features.py",
+        "tests/test_estimator.py",
+    ],
     "data/interventions.py": ["tests/data/test_design.py", "tests/data/test_continuous.py"],
     "infer/gauge.py": ["tests/infer/test_gauge.py", READERS],
     "infer/milestones.py": ["tests/infer/test_gauge.py", READERS],

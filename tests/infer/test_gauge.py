@@ -57,12 +57,13 @@ def fcr():
     return made
 
 
-def turn(fcr):
+def turn(fcr, groups=None):
     cells, design = fcr.cells, fcr.design
     batch = cells.batch()
     z_tx = fcr.guide.locals.posteriors(batch)["z_tx"]
     start = sum(b.size for b in fcr.declaration.blocks if b.name in ("z_x", "z_t"))
     condition = cells.treatment_id * design.n_covariate_levels + cells.covariate_id
+    condition = condition if groups is None else condition % groups
     return align(
         "z_tx",
         prior=fcr.model.priors["z_tx"],
@@ -90,6 +91,13 @@ def test_what_the_posterior_means_decode_to_is_unchanged(fcr):
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(z_after["z_x"], z_before["z_x"])
     assert not torch.allclose(z_after["z_tx"], z_before["z_tx"], rtol=1e-2)
+
+
+@pytest.mark.parametrize(("groups", "enough"), [(2, True), (1, False)])
+def test_two_conditions_tell_axes_apart_and_one_does_not(fcr, groups, enough):
+    before = fcr.model.decoder.linear.weight.detach().clone()
+    assert turn(fcr, groups) is enough
+    assert torch.equal(fcr.model.decoder.linear.weight, before) is not enough
 
 
 def test_the_prior_takes_the_moments_of_the_turned_posterior(fcr):

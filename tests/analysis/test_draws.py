@@ -203,3 +203,10 @@ def test_posteriors_hold_the_models_sites_and_no_auxiliary_ones():
         drawn = fcr.posterior(adata[:3], draws=2).posterior
         assert set(drawn.data_vars) == {"z_x", "z_t", "z_tx", "priors.z_t.slope"}
         assert float(drawn["priors.z_t.slope"].min()) > 0
+
+
+def test_one_draw_has_no_spread(fcr):
+    found = fcr.reconstruct(draws=1)
+    assert (found.layers["sd"] == 0).all()
+    for layer in ("q05", "q95"):
+        np.testing.assert_array_equal(found.layers[layer], found.X)

@@ -57,7 +57,7 @@ def fcr():
     return made
 
 
-def turn(fcr, groups=None):
+def turn(fcr, groups=None, prior=None):
     cells, design = fcr.cells, fcr.design
     batch = cells.batch()
     z_tx = fcr.guide.locals.posteriors(batch)["z_tx"]
@@ -66,7 +66,7 @@ def turn(fcr, groups=None):
     condition = condition if groups is None else condition % groups
     return align(
         "z_tx",
-        prior=fcr.model.priors["z_tx"],
+        prior=fcr.model.priors["z_tx"] if prior is None else prior,
         encoder=fcr.guide.locals,
         decoder=fcr.model.decoder,
         columns=slice(start, start + z_tx.event_shape[0]),
@@ -91,6 +91,34 @@ def test_what_the_posterior_means_decode_to_is_unchanged(fcr):
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(z_after["z_x"], z_before["z_x"])
     assert not torch.allclose(z_after["z_tx"], z_before["z_tx"], rtol=1e-2)
+
+
+class Settling:
+    """A prior with axes of its own, whose globals settle."""
+
+    matrix = torch.tensor([[2.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
+
+    def axes(self, batch, size, loc, covariance):
+        return self.matrix
+
+    def settle(self, batch, size, loc, variance, *, dense=False):
+        self.told = size, loc, variance, dense
+
+
+def test_a_prior_settles_densely_on_the_turned_posteriors(fcr):
+    batch, prior = fcr.cells.batch(), Settling()
+    before = fcr.guide.locals.posteriors(batch)["z_tx"]
+    assert turn(fcr, 2, prior)
+    size, loc, variance, dense = prior.told
+    n_x, cells = fcr.design.n_covariate_levels, fcr.cells
+    group = torch.from_numpy((cells.treatment_id * n_x + cells.covariate_id) % 2)
+    mean = before.mean.detach().double() @ prior.matrix.T
+    by_hand = torch.stack([mean[group == g].mean(0) for g in (0, 1)])
+    torch.testing.assert_close(loc, by_hand, rtol=1e-5, atol=1e-6)
+    spread = before.variance.detach().double() @ prior.matrix.square().T
+    torch.testing.assert_close(variance, spread.mean(0), rtol=1e-5, atol=1e-6)
+    assert size.tolist() == [int((group == g).sum()) for g in (0, 1)]
+    assert dense
 
 
 @pytest.mark.parametrize(("groups", "enough"), [(2, True), (1, False)])

@@ -24,6 +24,7 @@ from pyro_fcr.data import Cells, Design, Schema, Split, checks, open_data, open_
 from pyro_fcr.errors import DesignError, FCRError, FitError, sentence
 from pyro_fcr.files import together
 from pyro_fcr.fitted import CHUNK, Fitted
+from pyro_fcr.guides import Encoders
 from pyro_fcr.infer import (
     Milestones,
     Plan,
@@ -593,6 +594,10 @@ class Estimator(Fitted):
         for prior in self.model.priors.values():
             prior.leave()
         self._objective.train()
+        for part in self.guide.modules():
+            if isinstance(part, Encoders):
+                # They are to tell of all of a drawn cell's molecules.
+                part.eval()
         try:
             losses = sleep(
                 self.model,

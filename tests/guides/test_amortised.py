@@ -8,6 +8,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from tiny import SIZES, tiny_adata, tiny_cells, tiny_fcr, tiny_genes
 
+from pyro_fcr.errors import ArgumentError
 from pyro_fcr.guides import Amortised, Composed
 from pyro_fcr.likelihoods import resolve
 from pyro_fcr.nn import Block
@@ -141,3 +142,60 @@ def test_globals_that_the_locals_sample_are_not_missing(cells):
     assert guide.missing(["w", "u"], cells.batch(slice(0, 2))) == ["u"]
     assert guide.missing([], cells.batch(slice(0, 2))) == []
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_thinning_keeps_each_molecule_with_the_share_of_its_cell():
+    from pyro_fcr.guides.encoders import thinned
+
+    cells = tiny_cells()
+    batch = cells.batch(slice(0, 40))
+    counts = batch.counts * 50
+    batch = batch.replace(counts=counts, library=counts.sum(1))
+    torch.manual_seed(0)
+    found = [thinned(batch, 0.3) for _ in range(300)]
+    shares = torch.stack([some.library / batch.library for some in found])
+    assert 0.3 <= float(shares.min()) < 0.31
+    assert 0.99 < float(shares.max()) <= 1.0
+    assert float(shares.mean()) == pytest.approx(0.65, abs=0.01)
+    assert all((some.counts <= batch.counts).all() for some in found)
+    # Binomial given the share: mean and variance of what is kept, in units of their spread.
+    off = torch.stack([
+        (some.counts - share[:, None] * counts) / (share * (1 - share))[:, None].sqrt()
+        for some, share in zip(found, shares, strict=True)
+    ])  # fmt: skip
+    many = counts > 20
+    standard = off[:, many] / counts[many].sqrt()
+    assert abs(float(standard.mean())) < 0.02
+    assert float(standard.square().mean()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_encoders_read_thinned_counts_in_training_alone(cells):
+    batch = cells.batch(slice(0, 30))
+    whole, guide = bound(cells), bound(cells, thinned_to=0.3)
+    guide.load_state_dict(whole.state_dict())
+    guide.train()
+    assert changed_blocks(guide, batch, batch) == {block.name for block in BLOCKS}
+    guide.eval()
+    torch.testing.assert_close(moments(guide, batch), moments(whole.eval(), batch))
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ArgumentError, match=r"thinned_to=.*above 0 and at most 1"):
+        Amortised(thinned_to=share)
+
+
+def test_values_that_are_no_counts_are_not_thinned(cells):
+    guide = Amortised(width=8, thinned_to=0.3)
+    guide.bind(BLOCKS, cells.design, resolve("normal"), tiny_genes(cells))
+    batch = cells.batch(slice(0, 5))
+    torch.testing.assert_close(moments(guide.train(), batch), moments(guide.eval(), batch))
+
+
+def test_the_sleep_phase_reads_every_molecule(monkeypatch):
+    model = tiny_fcr(tiny_adata(), guide=Amortised(width=8, thinned_to=0.3))
+    model.fit(max_epochs=1, progress=False)
+    called = []
+    monkeypatch.setattr("pyro_fcr.guides.encoders.thinned", lambda *given: called.append(given))
+    model.calibrate(steps=2)
+    assert not called

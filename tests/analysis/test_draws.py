@@ -210,3 +210,10 @@ def test_one_draw_has_no_spread(fcr):
     assert (found.layers["sd"] == 0).all()
     for layer in ("q05", "q95"):
         np.testing.assert_array_equal(found.layers[layer], found.X)
+
+
+def test_the_spread_of_two_draws_by_hand(fcr):
+    """Quantiles of two numbers lie nine tenths of their distance apart, which is √2 sd."""
+    found = fcr.reconstruct(draws=2)
+    apart = (found.layers["q95"] - found.layers["q05"]) / 0.9
+    np.testing.assert_allclose(found.layers["sd"], apart / np.sqrt(2), rtol=1e-3, atol=1e-5)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from pyro_fcr.assembly import Declaration
 from pyro_fcr.errors import SchemaError, sentence
 from pyro_fcr.estimator import Estimator
-from pyro_fcr.guides import Amortised
 from pyro_fcr.infer import Weighted
 from pyro_fcr.nn import Block
 from pyro_fcr.penalties import ConditionalHSIC, CovariateHead, DensityRatioTC, TotalCorrelation
@@ -22,9 +21,6 @@ __all__ = ["InVAE"]
 
 INDEPENDENCE = 10.0
 """Weight of each conditional independence, in nats per cell; see ``benchmarks/EXPERIMENTS.md``."""
-
-LEAST_SHARE = 0.3
-"""Share of a cell's molecules that encoders read in training, at least."""
 
 
 class InVAE(Estimator):
@@ -111,10 +107,7 @@ class InVAE(Estimator):
             terms[f"{name}_head"] = Weighted(CovariateHead("z_inv", name), 1.0)
         priors = {"z_inv": Gaussian() if factorised else NonFactorised(), "z_spur": Gaussian()}
         aligned = ("z_inv",) if factorised else ()
-        return Declaration(
-            blocks, priors, terms, aligned=aligned, batch_in_decoder=False,
-            guide=Amortised(thinned_to=LEAST_SHARE),
-        )  # fmt: skip
+        return Declaration(blocks, priors, terms, aligned=aligned, batch_in_decoder=False)
 
 
 def _columns(

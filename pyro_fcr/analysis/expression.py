@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pyro_fcr import arguments
 from pyro_fcr.analysis.draws import CHUNK, draw_observations
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def expected_counts(
         count, without the sampling noise of molecules.
     """
     n, genes = len(factual), factual.design.n_genes
+    arguments.whole(draws, "draws=", least=1)
     out = into or Expression(*(np.empty((n, genes), np.float32) for _ in range(4)))
     drawn = draw_observations(
         model, guide, factual, intervened, redraw=redraw, draws=draws, seed=seed, device=device,

@@ -157,11 +157,12 @@ def _scvi(
 
     batch, unknown = problem.schema.batch, "unknown"
     scvi.settings.seed = seed
-    adata = AnnData(problem.adata.X.copy(), problem.adata.obs[[batch]].copy())
+    batches = problem.adata.obs[[] if batch is None else [batch]]
+    adata = AnnData(problem.adata.X.copy(), batches.copy())
     adata.obs["label"] = unknown
     scvi.model.SCVI.setup_anndata(adata, batch_key=batch, labels_key="label")
     # scVI sees no label: it is the same for every split, and is trained once.
-    told = f"{adata.obs[batch].tolist()} {seed} {max_epochs} {version('scvi-tools')}"
+    told = f"{batches.to_numpy().tolist()} {seed} {max_epochs} {version('scvi-tools')}"
     key = hashlib.sha256(told.encode() + problem.adata.X.data.tobytes()).hexdigest()[:16]
     folder = Path(gettempdir()) / f"pyro_fcr-scvi-{key}"
     if folder.exists():

@@ -209,28 +209,35 @@ def _page(config: Config, outcome: Outcome) -> str:
 
 
 def _figure(config: Config, rows: pd.DataFrame) -> Figure:
-    """Draw a panel a measure and data set: a dot a seed, a line the mean, methods from above."""
-    rows = rows.assign(data=rows["data"].astype(str))
+    """Draw a panel a measure and data set: a dot a seed, a bar the mean, lines as in the table."""
     columns = list(summarise(config, rows).columns)[:4]
-    sets = list(dict.fromkeys(rows["data"]))
-    methods = list(dict.fromkeys(rows["method"]))
-    size = (1.6 + 2.2 * len(columns), (0.7 + 0.2 * len(methods)) * len(sets) + 0.3)
+    by = [name for name in config.table.get("by", LABELS) if name != "data"]
+    told = rows[by].fillna("").astype(str)
+    shown = told.agg(lambda row: ", ".join(dict.fromkeys(filter(None, row))), axis=1)
+    rows = rows.assign(data=rows["data"].astype(str), shown=shown).dropna(
+        subset=columns, how="all"
+    )
+    lines = {name: list(dict.fromkeys(part["shown"]))
+             for name, part in rows.groupby("data", sort=False)}  # fmt: skip
+    heights = [0.9 + 0.2 * len(names) for names in lines.values()]
+    wide = 0.06 * max(len(name) for names in lines.values() for name in names)
     with plots.house_style():
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(len(sets), len(columns), squeeze=False, sharey=True)
-        for i, name in enumerate(sets):
-            part = rows[rows["data"] == name]
-            for ax, column in zip(grid[i], columns, strict=True):
-                seeds = part.groupby(["method", "seed"])[column].mean().dropna()
-                for (method, _), value in seeds.items():
-                    ax.plot(value, methods.index(method), "o", ms=3, alpha=0.6,
+        figure = Figure(figsize=(1.0 + wide + 2.0 * len(columns), sum(heights) + 0.3),
+                        layout="constrained")  # fmt: skip
+        grid = figure.subplots(len(lines), len(columns), squeeze=False, sharey="row",
+                               height_ratios=heights)  # fmt: skip
+        for axes, (data, names) in zip(grid, lines.items(), strict=True):
+            part = rows[rows["data"] == data]
+            for ax, column in zip(axes, columns, strict=True):
+                seeds = part.groupby(["shown", "seed"])[column].mean().dropna()
+                for (name, _), value in seeds.items():
+                    ax.plot(value, names.index(name), "o", ms=3, alpha=0.6,
                             color=plots.PALETTE[0])  # fmt: skip
-                for method, value in seeds.groupby(level="method").mean().items():
-                    y = methods.index(method)
+                for name, value in seeds.groupby(level="shown").mean().items():
+                    y = names.index(name)
                     ax.plot([value, value], [y - 0.3, y + 0.3], color="black", lw=1.2)
-                ax.set_yticks(range(len(methods)), methods)
-                ax.set_ylim(len(methods) - 0.5, -0.5)
-                if i == 0:
-                    ax.set_title(column.replace("_", " "), fontsize=8)
-            grid[i][0].set_ylabel(name)
+                ax.set_yticks(range(len(names)), names)
+                ax.set_ylim(len(names) - 0.5, -0.5)
+                ax.set_xlabel(column.replace("_", " "), fontsize=8)
+            axes[0].set_title(data, fontsize=9, loc="left")
     return figure

@@ -12,7 +12,7 @@ from pyro_fcr import evaluate
 from pyro_fcr.benchmark import Problem, available, compare, read_config, run, summarise
 from pyro_fcr.benchmark.methods import fitted
 from pyro_fcr.benchmark.problem import _with_controls
-from pyro_fcr.benchmark.table import shares
+from pyro_fcr.benchmark.table import _figure, shares
 from pyro_fcr.benchmark.tasks.calibration import Calibration
 from pyro_fcr.benchmark.tasks.prediction import CEILING, REPLICATE, Prediction
 from pyro_fcr.benchmark.tasks.reading import Clustering, Factors, Independence
@@ -306,6 +306,19 @@ def test_compare_by_hand():
     mean = summarise(config, rows)
     # Seed 1: (2 + 1) / 2; seed 2: 4.
     assert mean.loc[("d", "model"), "score"] == pytest.approx(2.75)
+
+
+def test_a_picture_has_a_line_for_each_line_of_the_table():
+    config = SimpleNamespace(table={"by": ["data", "method", "block"], "columns": ["R2"]})
+    rows = pd.DataFrame({
+        "data": ["a", "a", "a", "b"], "method": ["FCR", "FCR", "PCA", "FCR"],
+        "block": ["z_x", "z_t", None, "z_x"], "seed": 1, "R2": [0.9, 0.1, 0.5, np.nan],
+    })  # fmt: skip
+    (ax,) = _figure(config, rows).axes
+    assert (ax.get_title(loc="left"), ax.get_xlabel()) == ("a", "R2")
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["FCR, z_x", "FCR, z_t", "PCA"]
+    dots = [tuple(line.get_xydata()[0]) for line in ax.lines if line.get_marker() == "o"]
+    assert sorted(dots) == [(0.1, 1.0), (0.5, 2.0), (0.9, 0.0)]
 
 
 def test_targets_of_one_who_knows_them():

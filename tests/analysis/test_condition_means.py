@@ -77,6 +77,20 @@ def test_the_model_speaks_of_the_groups_control_cells(held):
         np.testing.assert_allclose(found.model[t, 1], profile(as_if), atol=0.25)
 
 
+def test_expectations_start_from_control_cells_where_there_are_any(held, monkeypatch):
+    adata, _, model = held
+    began, expected = [], module.expected_under
+
+    def noted(fitted, cells, do, **more):
+        began.append((set(cells.treatment_id), set(cells.covariate_id), len(cells)))
+        return expected(fitted, cells, do, **more)
+
+    monkeypatch.setattr(module, "expected_under", noted)
+    module.estimate_condition_means(model, model.encode(adata), draws=1, start=7)
+    groups = range(len(adata.obs["type"].unique()))
+    assert began == [({0}, {x}, 7) for x in groups for _ in range(3)]
+
+
 def test_a_controls_noise_that_the_model_followed_stands_in_changes(held, monkeypatch):
     _, _, model = held
     left = 1.0

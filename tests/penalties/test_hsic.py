@@ -215,3 +215,14 @@ def test_conditions_that_no_cell_of_the_batch_has_cost_no_products():
         products.append(counter.get_total_flops())
     assert products[0] == products[1] > 0
     torch.testing.assert_close(values[0], values[1])
+
+
+def test_every_group_costs_a_degree_of_freedom_also_one_of_a_single_cell(monkeypatch):
+    told, whiten = [], hsic._whiten
+    monkeypatch.setattr(
+        hsic, "_whiten", lambda *given: (told.append(int(given[2])), whiten(*given))[1]
+    )
+    # Stratum 0: labels of three cells and of one; stratum 1: of four and of one.
+    label, stratum = torch.tensor([0, 0, 0, 1, 0, 0, 0, 0, 1]), torch.tensor([0] * 4 + [1] * 5)
+    penalty(2, 2)({"z": torch.randn(9, 3)}, batch_of(label, stratum))
+    assert told == [9 - 4]

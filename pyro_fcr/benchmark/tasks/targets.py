@@ -40,10 +40,11 @@ class Targets(Task):
 
     def judge(self, problem: Problem, model: Any, *, seed: int) -> Rows:
         """Score a model's block and, where it has them, its targets."""
-        found = model.latents(problem.adata)[self.block].to_numpy()
-        row, order = self._matched(problem, found)
+        found = model.latents(problem.adata)[self.block]
+        row, order = self._matched(problem, found.to_numpy())
         try:
-            table = model.targets(self.block)["inclusion"].unstack()
+            # By name: a table unstacked has z_10 before z_2.
+            table = model.targets(self.block)["inclusion"].unstack()[list(found.columns)]
         except (AttributeError, DesignError):
             return [row]
         simulation = problem.adata.uns["simulation"]

@@ -549,7 +549,7 @@ def picture() -> None:
 
     steps = pd.read_csv(RESULTS / "speed_step.csv").query("threads == 1").iloc[::-1]
     grown = pd.read_csv(RESULTS / "speed_growth.csv")
-    figure = Figure(figsize=(9, 3), layout="constrained")
+    figure = Figure(figsize=(10.5, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.barh(steps["step"], steps["cells per CPU s"], color="0.6")
     left.set_xlabel("cells per CPU second, 512 × 2,000 genes")
@@ -559,7 +559,7 @@ def picture() -> None:
     right.plot([1, 32], [1, 32], color="0.7", lw=1, zorder=0)
     right.set_xlabel("size, relative")
     right.set_ylabel("CPU time, relative")
-    right.legend(fontsize="x-small")
+    right.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.savefig(RESULTS / "speed.png", dpi=130)
 
 

@@ -173,10 +173,10 @@ def main() -> None:
     )
     told = parser.parse_args()
     sys.dont_write_bytecode = True
-    # What every child would read again; the package itself is none of it.
-    import anndata  # noqa: F401
-    import pyro.infer.autoguide  # noqa: F401
-    import sklearn.linear_model  # noqa: F401
+    # The package itself is none of it: each child reads its own, changed.
+    import anndata  # noqa: F401 - read once, before the forks
+    import pyro.infer.autoguide  # noqa: F401 - read once, before the forks
+    import sklearn.linear_model  # noqa: F401 - read once, before the forks
     import torch
 
     torch.set_num_threads(1)

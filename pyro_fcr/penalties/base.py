@@ -148,7 +148,7 @@ def find_label(name: str | Sequence[str], design: Design, *, where: str) -> Labe
         return Label(name, len(levels), columns.index(name), levels=levels)
     joint = {
         "treatment": design.treatment_levels,
-        "covariates": tuple(" | ".join(row) for row in design.covariate_levels),
+        "covariates": design.covariate_groups,
         "batch": design.batches or ("",),
     }
     name = "batch" if name == design.schema.batch else name
